@@ -1,0 +1,20 @@
+//! The shared directory as the host has it.
+//!
+//! Objects are file descriptors, never path strings: an `O_PATH` descriptor names an object, a second
+//! descriptor reads or writes it. [`Share`] is what the server calls; behind it one [`ShareMode`] per
+//! security model decides how owner, mode and special files are kept. Every system call is in `sys`.
+//! Nothing here knows of 9P or virtio.
+
+pub mod attr;
+pub mod iovec;
+pub mod mode;
+pub mod name;
+pub mod options;
+pub mod share;
+
+pub use attr::{Attr, Caller, FileType, Identity, SetAttr, SetTime, StatFs, Time};
+pub use iovec::IoVec;
+pub use mode::ShareMode;
+pub use name::{Name, NameError};
+pub use options::{SecurityModel, ShareOptions};
+pub use share::{DirEntry, Object, Share};

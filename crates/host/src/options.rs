@@ -1,0 +1,44 @@
+//! What the administrator chose for the share, already checked.
+
+use std::path::PathBuf;
+
+/// The four share modes, in QEMU's spelling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecurityModel {
+    /// Owner, group, mode and special files are the host's own. Also `default`.
+    Passthrough,
+    /// They live in `user.virtfs.*` xattrs. Also `mapped`.
+    MappedXattr,
+    /// They live in `.virtfs_metadata`.
+    MappedFile,
+    /// As passthrough, but a privileged operation that fails is reported as done. Also `none`.
+    Squash,
+}
+
+/// Everything a [`crate::Share`] needs to know.
+#[derive(Clone, Debug)]
+pub struct ShareOptions {
+    /// The shared directory.
+    pub directory: PathBuf,
+    /// The share mode.
+    pub model: SecurityModel,
+    /// Refuse every change with EROFS.
+    pub readonly: bool,
+    /// Host permission bits of new files in the mapped modes.
+    pub fmode: u32,
+    /// Host permission bits of new directories in the mapped modes.
+    pub dmode: u32,
+}
+
+impl ShareOptions {
+    /// The defaults for `directory`: QEMU's, in `model`.
+    pub fn new(directory: impl Into<PathBuf>, model: SecurityModel) -> ShareOptions {
+        ShareOptions {
+            directory: directory.into(),
+            model,
+            readonly: false,
+            fmode: 0o600,
+            dmode: 0o700,
+        }
+    }
+}

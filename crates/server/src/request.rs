@@ -1,0 +1,87 @@
+//! What passes between a device and the session.
+
+use host::IoVec;
+
+/// Longest T-message (without a Twrite's payload) that is copied and decoded; a longer one gets EMSGSIZE.
+/// The largest honest one is a Twalk of 16 names of 255 bytes: 4,129 bytes; Tsymlink 4,383.
+pub const MESSAGE_MAX: usize = 16 * 1024;
+
+/// Bytes of a Twrite before its payload: size, type, tag, fid, offset, count.
+pub const TWRITE_HEADER: usize = 23;
+
+/// How many bytes of a T-message the device must copy into private memory, told from its first 7 bytes
+/// (size[4] type[1] tag[2]) and the length of the readable stream: all of it, but only 23 bytes of a Twrite,
+/// and never more than [`MESSAGE_MAX`].
+pub fn copy_len(header: &[u8; 7], readable: usize) -> usize {
+    let size = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    let size = usize::try_from(size)
+        .unwrap_or(usize::MAX)
+        .clamp(7, readable.max(7));
+    let limit = if header[4] == 118 {
+        TWRITE_HEADER
+    } else {
+        MESSAGE_MAX
+    };
+    size.min(limit)
+}
+
+/// One request as the device holds it. The memory behind `payload` and `reply` stays mapped until the request is
+/// completed.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// Private copy of the T-message's first [`copy_len`] bytes.
+    pub message: &'a [u8],
+    /// The readable stream after `message` (a Twrite's payload; the device cuts it to start there).
+    pub payload: &'a [IoVec],
+    /// The writable stream, all of it.
+    pub reply: &'a [IoVec],
+    /// The session's own note between two calls for one request; 0 at first (bytes moved so far).
+    pub progress: &'a mut u64,
+}
+
+/// Reusable buffers of one thread, so that requests allocate nothing.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Sub-ranges of guest memory for one system call.
+    pub iov: Vec<IoVec>,
+    /// Directory listings, xattr lists, long replies.
+    pub bytes: Vec<u8>,
+    /// A second one (getdents64).
+    pub entries: Vec<u8>,
+}
+
+/// What the calling thread may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The queue thread: answer what cannot block, else [`Outcome::Defer`] without any effect so far.
+    Inline,
+    /// A pool thread: block as long as it takes.
+    Blocking,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The reply is in the writable stream: push it with this used length (= message size; 0 when not even an
+    /// Rlerror fits).
+    Done(u32),
+    /// A large payload: one slice is moved, call again for the next after serving what is small and ready.
+    More,
+    /// Call again with [`How::Blocking`] on a thread that may block. Only from [`How::Inline`].
+    Defer,
+    /// Cannot be answered yet (a blocking Tlock that is not granted): call again after [`crate::Session::wake_count`]
+    /// has changed, or after `retry_ms`. Any thread, no effect so far.
+    Wait {
+        /// Milliseconds until the next try at the latest.
+        retry_ms: u32,
+    },
+    /// A Tflush: its reply of `len` bytes is already in the writable stream, but must be pushed only when no
+    /// request with tag `oldtag` is in flight any more: cancel it (used length 0) when it waits or has not begun,
+    /// else let it end first.
+    Flush {
+        /// The tag to flush.
+        oldtag: u16,
+        /// Used length of the Rflush.
+        len: u32,
+    },
+}

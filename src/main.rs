@@ -1,0 +1,3 @@
+//! vhost-user-9p: shares a host directory with a virtual machine.
+
+fn main() {}
