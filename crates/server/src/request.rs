@@ -57,6 +57,9 @@ pub enum How {
     Inline,
     /// A pool thread: block as long as it takes.
     Blocking,
+    /// The queue is being stopped: as `Blocking`, but never [`Outcome::Wait`]; a lock that is not granted is
+    /// answered as blocked, so that the client asks again later.
+    Last,
 }
 
 /// What became of a request.
