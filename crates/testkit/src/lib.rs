@@ -1,1 +1,10 @@
-//! See the crate's description.
+//! Plays the guest: guest memory and the driver's side of the ring, front-ends that bring a vhost-user device up as
+//! QEMU, cloud-hypervisor and crosvm do, and a 9P client on top.
+
+pub mod layout;
+pub mod memory;
+pub mod ring;
+
+pub use layout::{Pages, Slot};
+pub use memory::{Area, GuestMemory, Region};
+pub use ring::{Descriptor, Piece, Ring, RingOptions};
