@@ -3,8 +3,10 @@
 
 pub mod layout;
 pub mod memory;
+pub mod qtest;
 pub mod ring;
 
 pub use layout::{Pages, Slot};
 pub use memory::{Area, GuestMemory, Region};
+pub use qtest::{QtestDevice, QtestOptions, find_qemu};
 pub use ring::{Descriptor, Piece, Ring, RingOptions};
