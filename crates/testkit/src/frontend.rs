@@ -1,0 +1,407 @@
+//! Front-ends: who attaches the device, in that one's own order of messages.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::memory::{GuestMemory, Region};
+use crate::ring::Ring;
+use crate::vhost_user::{Body, Code, Socket, protocol};
+
+/// `VIRTIO_9P_MOUNT_TAG`
+pub const MOUNT_TAG: u64 = 1;
+/// `VIRTIO_F_INDIRECT_DESC`
+pub const INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_F_EVENT_IDX`
+pub const EVENT_IDX: u64 = 1 << 29;
+/// `VHOST_USER_F_PROTOCOL_FEATURES`
+pub const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// `VIRTIO_F_VERSION_1`
+pub const VERSION_1: u64 = 1 << 32;
+
+/// Whose habits to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vmm {
+    /// QEMU's generic vhost-user device: call and error descriptors before the features, NEED_REPLY on some
+    /// messages, the base before the addresses, configuration read whole every time.
+    Qemu,
+    /// cloud-hypervisor's generic vhost-user device (with the mount tag's feature bit let through): NEED_REPLY on
+    /// every message once negotiated, the addresses before the base.
+    CloudHypervisor,
+    /// crosvm: nothing is ever acknowledged.
+    Crosvm,
+}
+
+impl Vmm {
+    /// All of them.
+    pub const ALL: [Vmm; 3] = [Vmm::Qemu, Vmm::CloudHypervisor, Vmm::Crosvm];
+
+    /// The protocol features it takes when the back-end offers them.
+    pub fn protocol_mask(self) -> u64 {
+        use protocol::*;
+        match self {
+            Vmm::Qemu => (1 << 20) - 1,
+            Vmm::CloudHypervisor => {
+                CONFIG
+                    | MQ
+                    | CONFIGURE_MEM_SLOTS
+                    | REPLY_ACK
+                    | INFLIGHT_SHMFD
+                    | LOG_SHMFD
+                    | DEVICE_STATE
+                    | BACKEND_REQ
+            }
+            Vmm::Crosvm => CONFIG | MQ | BACKEND_REQ | DEVICE_STATE | REPLY_ACK,
+        }
+    }
+}
+
+/// A connection to a back-end, and the guest's memory behind it.
+#[derive(Debug)]
+pub struct Frontend {
+    socket: Socket,
+    vmm: Vmm,
+    memory: GuestMemory,
+    features: u64,
+    protocol: u64,
+    /// The other end of the back-end's own channel, kept open.
+    backend_channel: Option<UnixStream>,
+    kick: Arc<EventFd>,
+    call: EventFd,
+    err: EventFd,
+    /// Whether the queue was set up since the connection began (QEMU then keeps its memory table).
+    mapped: bool,
+}
+
+fn event() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?)
+}
+
+impl Frontend {
+    /// Connects and does all that the front-end does before the guest's driver shows up.
+    pub fn connect(path: &Path, vmm: Vmm, memory: &GuestMemory) -> io::Result<Frontend> {
+        Frontend::new(Socket::connect(path)?, vmm, memory)
+    }
+
+    /// As [`Frontend::connect`], over an open socket.
+    pub fn new(socket: Socket, vmm: Vmm, memory: &GuestMemory) -> io::Result<Frontend> {
+        let mut frontend = Frontend {
+            socket,
+            vmm,
+            memory: memory.clone(),
+            features: 0,
+            protocol: 0,
+            backend_channel: None,
+            kick: Arc::new(event()?),
+            call: event()?,
+            err: event()?,
+            mapped: false,
+        };
+        match vmm {
+            Vmm::Qemu => frontend.realize_qemu()?,
+            Vmm::CloudHypervisor | Vmm::Crosvm => frontend.realize_rust()?,
+        }
+        Ok(frontend)
+    }
+
+    fn negotiate(&mut self) -> io::Result<()> {
+        self.features = self.socket.ask_u64(Code::GetFeatures, false)?;
+        if self.features & PROTOCOL_FEATURES == 0 {
+            return Err(io::Error::other("the back-end has no protocol features"));
+        }
+        let offered = self.socket.ask_u64(Code::GetProtocolFeatures, false)?;
+        self.protocol = offered & self.vmm.protocol_mask();
+        let body = Body::new().u64(self.protocol);
+        self.socket.tell(Code::SetProtocolFeatures, body, &[], false)?;
+        self.socket.reply_ack = self.protocol & protocol::REPLY_ACK != 0 && self.vmm != Vmm::Crosvm;
+        Ok(())
+    }
+
+    fn realize_qemu(&mut self) -> io::Result<()> {
+        self.negotiate()?;
+        if self.has(protocol::MQ) {
+            self.queue_num()?;
+        }
+        if self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            self.socket.ask_u64(Code::GetMaxMemSlots, false)?;
+        }
+        if self.has(protocol::BACKEND_REQ) {
+            self.give_channel(true)?;
+        }
+        self.socket.tell(Code::SetOwner, Body::new(), &[], false)?;
+        self.features = self.socket.ask_u64(Code::GetFeatures, false)?;
+        self.socket
+            .vring_fd(Code::SetVringCall, Some(self.call.as_fd()), true)?;
+        self.socket
+            .vring_fd(Code::SetVringErr, Some(self.err.as_fd()), true)
+    }
+
+    fn realize_rust(&mut self) -> io::Result<()> {
+        self.socket.tell(Code::SetOwner, Body::new(), &[], false)?;
+        self.negotiate()?;
+        if self.vmm == Vmm::Crosvm && self.has(protocol::BACKEND_REQ) {
+            self.give_channel(false)?;
+        }
+        if self.has(protocol::MQ) {
+            self.queue_num()?;
+        }
+        Ok(())
+    }
+
+    fn queue_num(&self) -> io::Result<u64> {
+        self.socket.ask_u64(Code::GetQueueNum, self.flagged())
+    }
+
+    fn give_channel(&mut self, ack: bool) -> io::Result<()> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.socket
+            .tell(Code::SetBackendReqFd, Body::new(), &[theirs.as_fd()], ack)?;
+        self.backend_channel = Some(ours);
+        Ok(())
+    }
+
+    /// cloud-hypervisor sets NEED_REPLY even on messages that have a reply of their own.
+    fn flagged(&self) -> bool {
+        self.vmm == Vmm::CloudHypervisor
+    }
+
+    /// Whether this protocol feature is negotiated.
+    pub fn has(&self, feature: u64) -> bool {
+        self.protocol & feature != 0
+    }
+
+    /// What the back-end offers (virtio and vhost-user features).
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The connection, for messages of the caller's own making.
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The features a Linux guest takes for this ring, and the transport's own.
+    fn acked(&self, ring: &Ring) -> u64 {
+        let options = ring.options();
+        let mut wanted = MOUNT_TAG | VERSION_1 | PROTOCOL_FEATURES;
+        if options.indirect > 0 {
+            wanted |= INDIRECT_DESC;
+        }
+        if options.event_idx {
+            wanted |= EVENT_IDX;
+        }
+        self.features & wanted
+    }
+
+    /// What the front-end does when the guest's driver sets DRIVER_OK, or when a stopped machine goes on: the
+    /// whole queue set-up from `base` on. Binds the ring's kick to this device.
+    pub fn start_at(&mut self, ring: &mut Ring, base: u16) -> io::Result<()> {
+        let features = self.acked(ring);
+        let missing = (ring.options().indirect > 0 && features & INDIRECT_DESC == 0)
+            || (ring.options().event_idx && features & EVENT_IDX == 0);
+        if missing {
+            return Err(io::Error::other("the back-end lacks a feature of this ring"));
+        }
+        let ack = self.vmm == Vmm::CloudHypervisor;
+        self.socket
+            .tell(Code::SetFeatures, Body::new().u64(features), &[], ack)?;
+        self.send_memory()?;
+        // As in a guest that polls: the device may signal, nobody has to listen.
+        match self.vmm {
+            Vmm::Qemu => self.start_qemu(ring, base)?,
+            Vmm::CloudHypervisor | Vmm::Crosvm => self.start_rust(ring, base, ack)?,
+        }
+        let kick = Arc::clone(&self.kick);
+        ring.set_kick(Box::new(move || {
+            // A full counter is as good a kick as any.
+            let _ = kick.write(1);
+        }));
+        Ok(())
+    }
+
+    /// [`Frontend::start_at`] for a fresh ring.
+    pub fn start(&mut self, ring: &mut Ring) -> io::Result<()> {
+        self.start_at(ring, 0)
+    }
+
+    fn send_memory(&mut self) -> io::Result<()> {
+        let regions = self.memory.regions();
+        if self.vmm == Vmm::Qemu && self.has(protocol::CONFIGURE_MEM_SLOTS) {
+            if !self.mapped {
+                for region in &regions {
+                    self.socket
+                        .region(Code::AddMemReg, region, Some(region.file()), true)?;
+                }
+            }
+        } else {
+            let mut body = Body::new().u32(regions.len() as u32).u32(0);
+            let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+            for region in &regions {
+                body = body.region(region);
+                fds.push(region.file().as_fd());
+            }
+            self.socket.tell(Code::SetMemTable, body, &fds, true)?;
+        }
+        self.mapped = true;
+        Ok(())
+    }
+
+    fn vring_addr(&self, ring: &Ring) -> Body {
+        let [descriptors, available, used] = ring.parts();
+        Body::new()
+            .u32(0)
+            .u32(0)
+            .u64(descriptors.user_addr())
+            .u64(used.user_addr())
+            .u64(available.user_addr())
+            .u64(0)
+    }
+
+    fn start_qemu(&self, ring: &Ring, base: u16) -> io::Result<()> {
+        let socket = &self.socket;
+        let size = u32::from(ring.options().size);
+        socket.vring_state(Code::SetVringNum, size, false)?;
+        socket.vring_state(Code::SetVringBase, u32::from(base), false)?;
+        socket.tell(Code::SetVringAddr, self.vring_addr(ring), &[], false)?;
+        socket.vring_fd(Code::SetVringKick, Some(self.kick.as_fd()), true)?;
+        socket.vring_fd(Code::SetVringCall, Some(self.call.as_fd()), true)?;
+        socket.vring_state(Code::SetVringEnable, 1, true)?;
+        socket.vring_fd(Code::SetVringCall, Some(self.call.as_fd()), true)
+    }
+
+    fn start_rust(&mut self, ring: &Ring, base: u16, ack: bool) -> io::Result<()> {
+        let socket = &self.socket;
+        let size = u32::from(ring.options().size);
+        socket.vring_state(Code::SetVringNum, size, ack)?;
+        socket.tell(Code::SetVringAddr, self.vring_addr(ring), &[], ack)?;
+        socket.vring_state(Code::SetVringBase, u32::from(base), ack)?;
+        socket.vring_fd(Code::SetVringCall, Some(self.call.as_fd()), ack)?;
+        socket.vring_fd(Code::SetVringKick, Some(self.kick.as_fd()), ack)?;
+        socket.vring_state(Code::SetVringEnable, 1, ack)?;
+        if self.vmm == Vmm::CloudHypervisor
+            && self.has(protocol::BACKEND_REQ)
+            && self.backend_channel.is_none()
+        {
+            self.give_channel(ack)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the queue as a device reset or QEMU's `stop` does; gives the index at which the device stopped.
+    pub fn stop(&mut self) -> io::Result<u16> {
+        self.pause()?;
+        let body = self
+            .socket
+            .ask(Code::GetVringBase, Body::new().u32(0).u32(0), self.flagged())?;
+        let state: [u8; 8] = body.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+        let base = u32::from_ne_bytes([state[4], state[5], state[6], state[7]]);
+        u16::try_from(base).map_err(|_| io::ErrorKind::InvalidData.into())
+    }
+
+    /// Disables the queue (cloud-hypervisor's pause).
+    pub fn pause(&mut self) -> io::Result<()> {
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket.vring_state(Code::SetVringEnable, 0, ack)
+    }
+
+    /// Enables the queue again (cloud-hypervisor's resume), with the kick it sends in case one was missed.
+    pub fn resume(&mut self) -> io::Result<()> {
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket.vring_state(Code::SetVringEnable, 1, ack)?;
+        self.kick();
+        Ok(())
+    }
+
+    /// Kicks the device out of turn.
+    pub fn kick(&self) {
+        let _ = self.kick.write(1);
+    }
+
+    /// `len` bytes of the configuration space from `offset` on.
+    pub fn config(&self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
+        let body = Body::new()
+            .u32(offset)
+            .u32(len)
+            .u32(0)
+            .bytes(&vec![0; len as usize]);
+        let reply = self.socket.ask(Code::GetConfig, body, self.flagged())?;
+        let head = Body::new().u32(offset).u32(len);
+        let expected = 12 + len as usize;
+        if reply.len() != expected || !reply.starts_with(head.as_bytes()) {
+            let what = format!(
+                "GET_CONFIG of {len} bytes at {offset}: {} bytes came",
+                reply.len()
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(reply[12..].to_vec())
+    }
+
+    /// The mount tag, read as QEMU or as the others read it.
+    pub fn tag(&self) -> io::Result<Vec<u8>> {
+        let (len, bytes) = if self.vmm == Vmm::Qemu {
+            let all = self.config(0, 256)?;
+            (
+                usize::from(u16::from_le_bytes([all[0], all[1]])),
+                all[2..].to_vec(),
+            )
+        } else {
+            let head = self.config(0, 2)?;
+            let len = u16::from_le_bytes([head[0], head[1]]);
+            let mut tag = Vec::new();
+            // Linux reads a byte at a time.
+            for at in 0..u32::from(len) {
+                tag.extend(self.config(2 + at, 1)?);
+            }
+            (usize::from(len), tag)
+        };
+        bytes
+            .get(..len)
+            .map(<[u8]>::to_vec)
+            .ok_or_else(|| io::ErrorKind::InvalidData.into())
+    }
+
+    /// RESET_DEVICE, when negotiated.
+    pub fn reset_device(&self) -> io::Result<()> {
+        self.socket.tell(Code::ResetDevice, Body::new(), &[], true)
+    }
+
+    /// Adds a region while the device runs.
+    pub fn add_region(&self, gpa: u64, len: usize) -> io::Result<Arc<Region>> {
+        let region = self.memory.add_region(gpa, len)?;
+        self.socket
+            .region(Code::AddMemReg, &region, Some(region.file()), true)?;
+        Ok(region)
+    }
+
+    /// Takes a region away while the device runs.
+    pub fn remove_region(&self, gpa: u64) -> io::Result<()> {
+        let region = self.memory.remove_region(gpa).ok_or(io::ErrorKind::NotFound)?;
+        self.socket.region(Code::RemMemReg, &region, None, true)
+    }
+
+    /// Waits until every message so far is worked off: a round trip.
+    pub fn fence(&self) -> io::Result<()> {
+        self.socket.ask_u64(Code::GetFeatures, self.flagged()).map(|_| ())
+    }
+
+    /// Waits for the device to signal the driver, up to `limit`; takes the signal. Whether there was one.
+    pub fn wait_call(&self, limit: Duration) -> bool {
+        let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        poll(&mut fds, limit).is_ok_and(|ready| ready == 1) && self.call.read().is_ok()
+    }
+}
