@@ -5,14 +5,18 @@
 //! security model decides how owner, mode and special files are kept. Every system call is in `sys`.
 //! Nothing here knows of 9P or virtio.
 
+pub mod acl;
 pub mod attr;
+pub mod idmap;
 pub mod iovec;
 pub mod mode;
 pub mod name;
 pub mod options;
 pub mod share;
+pub mod virtfs;
 
 pub use attr::{Attr, Caller, FileType, Identity, SetAttr, SetTime, StatFs, Time};
+pub use idmap::{IdMaps, IdOptions, IdPair, IdRange, IdSpan};
 pub use iovec::IoVec;
 pub use mode::ShareMode;
 pub use name::{Name, NameError};

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::idmap::IdMaps;
+
 /// The four share modes, in QEMU's spelling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecurityModel {
@@ -28,6 +30,8 @@ pub struct ShareOptions {
     pub fmode: u32,
     /// Host permission bits of new directories in the mapped modes.
     pub dmode: u32,
+    /// Which id of the guest is which of the host; applied by [`crate::Share`], outside of the modes.
+    pub ids: IdMaps,
 }
 
 impl ShareOptions {
@@ -39,6 +43,7 @@ impl ShareOptions {
             readonly: false,
             fmode: 0o600,
             dmode: 0o700,
+            ids: IdMaps::default(),
         }
     }
 }

@@ -1,0 +1,462 @@
+//! Which id of the guest is which id of the host, and which ids a guest may not use at all.
+//!
+//! The rules, in the order in which an id of the guest meets them on its way to the host (creation, chown,
+//! the entries of an ACL):
+//!
+//! 1. `u32::MAX` means "nobody was named" on both sides and stays what it is (unless everybody is squashed).
+//! 2. `--squash-root UID:GID`: guest user 0 becomes host user UID, guest group 0 becomes host group GID.
+//! 3. `--squash-all UID:GID`: every other guest id becomes UID or GID.
+//! 4. `--uid-map` / `--gid-map GUEST:HOST:COUNT`: with at least one range for users (or groups), an id
+//!    outside of all of them is refused with EPERM; without any, ids are the same on both sides.
+//! 5. `--forbid-ids FIRST-LAST`: when the host id that results lies in the range, EPERM.
+//!
+//! On the way back (attributes, ACLs) only the ranges count: squashing is many to one and has no inverse, so
+//! a squashed id is shown as the host has it. A host id outside of all ranges is shown as [`OVERFLOW_ID`], as
+//! Linux does for id-mapped mounts and user namespaces.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+
+use crate::attr::{Attr, Caller};
+
+/// What the guest sees in place of a host id that no range maps: Linux's default overflow uid and gid.
+pub const OVERFLOW_ID: u32 = 65534;
+
+/// No id: what a mount that names nobody sends, what chown(2) takes for "leave it".
+pub const NO_ID: u32 = u32::MAX;
+
+/// As many ranges as Linux takes in a user namespace's `uid_map`.
+const MAX_RANGES: usize = 340;
+
+fn number(text: &str, what: &str, whole: &str) -> Result<u32, String> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    match text.parse::<u32>() {
+        Ok(id) if digits && id != NO_ID => Ok(id),
+        _ => Err(format!(
+            "{what} in \"{whole}\" must be a number from 0 to 4294967294"
+        )),
+    }
+}
+
+/// `GUEST:HOST:COUNT`: the guest's ids `guest ..` are the host's ids `host ..`, `count` of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdRange {
+    /// First id of the guest.
+    pub guest: u32,
+    /// First id of the host.
+    pub host: u32,
+    /// How many, at least 1; neither side reaches `u32::MAX`.
+    pub count: u32,
+}
+
+impl FromStr for IdRange {
+    type Err = String;
+    fn from_str(text: &str) -> Result<IdRange, String> {
+        let mut parts = text.split(':');
+        let (Some(guest), Some(host), Some(count), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(format!(
+                "\"{text}\" is not GUEST:HOST:COUNT, as in 0:100000:65536"
+            ));
+        };
+        let range = IdRange {
+            guest: number(guest, "the guest's first id", text)?,
+            host: number(host, "the host's first id", text)?,
+            count: number(count, "the count", text)?,
+        };
+        if range.count == 0 {
+            return Err(format!("the count in \"{text}\" must not be 0"));
+        }
+        // `u32::MAX` is no id, so the last id may be at most one below it.
+        if range.guest.checked_add(range.count).is_none() || range.host.checked_add(range.count).is_none() {
+            return Err(format!("the ids in \"{text}\" go beyond 4294967294"));
+        }
+        Ok(range)
+    }
+}
+
+impl fmt::Display for IdRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.guest, self.host, self.count)
+    }
+}
+
+/// `UID:GID`, both of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdPair {
+    /// The host's user.
+    pub uid: u32,
+    /// The host's group.
+    pub gid: u32,
+}
+
+impl FromStr for IdPair {
+    type Err = String;
+    fn from_str(text: &str) -> Result<IdPair, String> {
+        let Some((uid, gid)) = text.split_once(':') else {
+            return Err(format!("\"{text}\" is not UID:GID, as in 1000:1000"));
+        };
+        Ok(IdPair {
+            uid: number(uid, "the user", text)?,
+            gid: number(gid, "the group", text)?,
+        })
+    }
+}
+
+/// `FIRST-LAST`, or one id: host ids that no object may get from the guest, users and groups alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdSpan {
+    /// First forbidden id.
+    pub first: u32,
+    /// Last forbidden id.
+    pub last: u32,
+}
+
+impl FromStr for IdSpan {
+    type Err = String;
+    fn from_str(text: &str) -> Result<IdSpan, String> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let span = IdSpan {
+            first: number(first, "the first id", text)?,
+            last: number(last, "the last id", text)?,
+        };
+        if span.first > span.last {
+            return Err(format!("the range \"{text}\" ends before it begins"));
+        }
+        Ok(span)
+    }
+}
+
+/// What the administrator asked for; [`IdMaps::new`] checks it as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct IdOptions {
+    /// `--uid-map`, repeated.
+    pub uid_map: Vec<IdRange>,
+    /// `--gid-map`, repeated.
+    pub gid_map: Vec<IdRange>,
+    /// `--squash-root`.
+    pub squash_root: Option<IdPair>,
+    /// `--squash-all`.
+    pub squash_all: Option<IdPair>,
+    /// `--forbid-ids`, repeated.
+    pub forbid: Vec<IdSpan>,
+}
+
+/// One kind of ids (users or groups).
+#[derive(Clone, Debug, Default)]
+struct Map {
+    /// Ordered by the guest's ids; empty: the same ids on both sides.
+    by_guest: Vec<IdRange>,
+    /// The same, ordered by the host's ids.
+    by_host: Vec<IdRange>,
+    squash_root: Option<u32>,
+    squash_all: Option<u32>,
+}
+
+impl Map {
+    fn new(option: &str, ranges: &[IdRange], root: Option<u32>, all: Option<u32>) -> Result<Map, String> {
+        if ranges.len() > MAX_RANGES {
+            return Err(format!(
+                "{option} is given {} times; the most is {MAX_RANGES}",
+                ranges.len()
+            ));
+        }
+        let mut by_guest = ranges.to_vec();
+        by_guest.sort_by_key(|r| r.guest);
+        let mut by_host = ranges.to_vec();
+        by_host.sort_by_key(|r| r.host);
+        let overlap = |side: &str, a: &IdRange, b: &IdRange| {
+            Err(format!(
+                "{option} {a} and {option} {b} overlap in the {side}'s ids"
+            ))
+        };
+        for pair in by_guest.windows(2) {
+            if let [a, b] = pair
+                && b.guest - a.guest < a.count
+            {
+                return overlap("guest", a, b);
+            }
+        }
+        for pair in by_host.windows(2) {
+            if let [a, b] = pair
+                && b.host - a.host < a.count
+            {
+                return overlap("host", a, b);
+            }
+        }
+        Ok(Map {
+            by_guest,
+            by_host,
+            squash_root: root,
+            squash_all: all,
+        })
+    }
+
+    fn is_identity(&self) -> bool {
+        self.by_guest.is_empty() && self.squash_root.is_none() && self.squash_all.is_none()
+    }
+
+    /// `None`: the guest has no such id.
+    fn to_host(&self, id: u32) -> Option<u32> {
+        if id == 0
+            && let Some(host) = self.squash_root
+        {
+            return Some(host);
+        }
+        if let Some(host) = self.squash_all {
+            return Some(host);
+        }
+        if id == NO_ID || self.by_guest.is_empty() {
+            return Some(id);
+        }
+        let at = self.by_guest.partition_point(|r| r.guest <= id).checked_sub(1)?;
+        let range = self.by_guest.get(at)?;
+        let offset = id - range.guest;
+        (offset < range.count).then(|| range.host + offset)
+    }
+
+    fn to_guest(&self, id: u32) -> u32 {
+        if self.by_host.is_empty() {
+            return id;
+        }
+        let at = self.by_host.partition_point(|r| r.host <= id);
+        let range = at.checked_sub(1).and_then(|at| self.by_host.get(at));
+        match range {
+            Some(range) if id - range.host < range.count => range.guest + (id - range.host),
+            _ => OVERFLOW_ID,
+        }
+    }
+}
+
+/// The id rules of a share; [`IdMaps::default`] changes nothing and refuses nothing.
+#[derive(Clone, Debug, Default)]
+pub struct IdMaps {
+    users: Map,
+    groups: Map,
+    forbid: Vec<IdSpan>,
+}
+
+impl IdMaps {
+    /// Checks the options together; the error is one sentence for the administrator.
+    pub fn new(options: &IdOptions) -> Result<IdMaps, String> {
+        let (root, all) = (options.squash_root, options.squash_all);
+        Ok(IdMaps {
+            users: Map::new(
+                "--uid-map",
+                &options.uid_map,
+                root.map(|p| p.uid),
+                all.map(|p| p.uid),
+            )?,
+            groups: Map::new(
+                "--gid-map",
+                &options.gid_map,
+                root.map(|p| p.gid),
+                all.map(|p| p.gid),
+            )?,
+            forbid: options.forbid.clone(),
+        })
+    }
+
+    /// Whether ids are the same on both sides and none is refused.
+    pub fn is_identity(&self) -> bool {
+        self.users.is_identity() && self.groups.is_identity() && self.forbid.is_empty()
+    }
+
+    fn allowed(&self, host: Option<u32>) -> io::Result<u32> {
+        match host {
+            Some(id) if id == NO_ID || !self.forbid.iter().any(|s| (s.first..=s.last).contains(&id)) => {
+                Ok(id)
+            }
+            _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
+        }
+    }
+
+    /// The host's user for the guest's; EPERM when there is none or it is forbidden.
+    pub fn uid_to_host(&self, uid: u32) -> io::Result<u32> {
+        self.allowed(self.users.to_host(uid))
+    }
+
+    /// The host's group for the guest's; EPERM when there is none or it is forbidden.
+    pub fn gid_to_host(&self, gid: u32) -> io::Result<u32> {
+        self.allowed(self.groups.to_host(gid))
+    }
+
+    /// The user that the guest sees.
+    pub fn uid_to_guest(&self, uid: u32) -> u32 {
+        self.users.to_guest(uid)
+    }
+
+    /// The group that the guest sees.
+    pub fn gid_to_guest(&self, gid: u32) -> u32 {
+        self.groups.to_guest(gid)
+    }
+
+    /// The owner of a new object in the host's ids, from who asks in the guest's; EPERM.
+    pub fn owner_to_host(&self, caller: Caller) -> io::Result<Caller> {
+        Ok(Caller {
+            uid: self.uid_to_host(caller.uid)?,
+            gid: self.gid_to_host(caller.gid)?,
+        })
+    }
+
+    /// Turns the host's ids in `attr` into the guest's.
+    pub fn attr_to_guest(&self, attr: &mut Attr) {
+        attr.uid = self.uid_to_guest(attr.uid);
+        attr.gid = self.gid_to_guest(attr.gid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn maps(uid: &[&str], root: Option<&str>, all: Option<&str>, forbid: &[&str]) -> Result<IdMaps, String> {
+        IdMaps::new(&IdOptions {
+            uid_map: uid.iter().map(|t| t.parse()).collect::<Result<_, _>>()?,
+            gid_map: Vec::new(),
+            squash_root: root.map(str::parse).transpose()?,
+            squash_all: all.map(str::parse).transpose()?,
+            forbid: forbid.iter().map(|t| t.parse()).collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<i32> {
+        result.unwrap_err().raw_os_error()
+    }
+
+    #[test]
+    fn without_options_nothing_changes() {
+        let none = maps(&[], None, None, &[]).unwrap();
+        assert!(none.is_identity());
+        for id in [0, 1, 1000, 65534, u32::MAX - 1, NO_ID] {
+            assert_eq!(none.uid_to_host(id).unwrap(), id);
+            assert_eq!(none.uid_to_guest(id), id);
+        }
+    }
+
+    #[test]
+    fn a_range_maps_both_ways_and_what_is_outside_is_refused() {
+        let m = maps(
+            &["0:100000:1000", "1000:1000:1", "4294967294:7:1"],
+            None,
+            None,
+            &[],
+        )
+        .unwrap();
+        assert!(!m.is_identity());
+        assert_eq!(m.uid_to_host(0).unwrap(), 100_000);
+        assert_eq!(m.uid_to_host(999).unwrap(), 100_999);
+        assert_eq!(m.uid_to_host(1000).unwrap(), 1000);
+        assert_eq!(m.uid_to_host(4_294_967_294).unwrap(), 7);
+        assert_eq!(errno(m.uid_to_host(1001)), Some(libc::EPERM));
+        assert_eq!(m.uid_to_host(NO_ID).unwrap(), NO_ID);
+        assert_eq!(m.uid_to_guest(100_999), 999);
+        assert_eq!(m.uid_to_guest(101_000), OVERFLOW_ID);
+        assert_eq!(m.uid_to_guest(0), OVERFLOW_ID);
+        // Groups have no map of their own here.
+        assert_eq!(m.gid_to_host(5).unwrap(), 5);
+    }
+
+    #[test]
+    fn squashing_comes_before_the_map_and_goes_one_way() {
+        let m = maps(&["0:100000:65536"], Some("1000:1001"), None, &[]).unwrap();
+        assert_eq!(m.uid_to_host(0).unwrap(), 1000);
+        assert_eq!(m.gid_to_host(0).unwrap(), 1001);
+        assert_eq!(m.uid_to_host(1).unwrap(), 100_001);
+        assert_eq!(m.uid_to_guest(1000), OVERFLOW_ID);
+        let m = maps(&[], Some("1:2"), Some("7:8"), &[]).unwrap();
+        assert_eq!(m.uid_to_host(0).unwrap(), 1);
+        assert_eq!(m.uid_to_host(55).unwrap(), 7);
+        assert_eq!(m.gid_to_host(55).unwrap(), 8);
+        assert_eq!(m.uid_to_host(NO_ID).unwrap(), 7);
+        assert_eq!(m.uid_to_guest(7), 7);
+    }
+
+    #[test]
+    fn a_forbidden_host_id_is_refused_however_the_guest_gets_there() {
+        let m = maps(&[], None, None, &["0-999", "5000"]).unwrap();
+        for id in [0, 999, 5000] {
+            assert_eq!(errno(m.uid_to_host(id)), Some(libc::EPERM));
+            assert_eq!(errno(m.gid_to_host(id)), Some(libc::EPERM));
+            assert_eq!(m.uid_to_guest(id), id);
+        }
+        assert_eq!(m.uid_to_host(1000).unwrap(), 1000);
+        assert_eq!(m.uid_to_host(NO_ID).unwrap(), NO_ID);
+        let squashed = maps(&[], Some("1000:1000"), None, &["0"]).unwrap();
+        assert_eq!(squashed.uid_to_host(0).unwrap(), 1000);
+    }
+
+    #[test]
+    fn a_mistake_is_named_in_one_sentence() {
+        let parse = |t: &str| t.parse::<IdRange>().unwrap_err();
+        assert_eq!(
+            parse("1:2"),
+            "\"1:2\" is not GUEST:HOST:COUNT, as in 0:100000:65536"
+        );
+        assert_eq!(
+            parse("1:2:3:4"),
+            "\"1:2:3:4\" is not GUEST:HOST:COUNT, as in 0:100000:65536"
+        );
+        assert_eq!(parse("0:0:0"), "the count in \"0:0:0\" must not be 0");
+        assert_eq!(
+            parse("x:0:1"),
+            "the guest's first id in \"x:0:1\" must be a number from 0 to 4294967294"
+        );
+        assert_eq!(
+            parse("0:+1:1"),
+            "the host's first id in \"0:+1:1\" must be a number from 0 to 4294967294"
+        );
+        assert_eq!(
+            parse("4294967294:0:2"),
+            "the ids in \"4294967294:0:2\" go beyond 4294967294"
+        );
+        assert_eq!(
+            "5".parse::<IdPair>().unwrap_err(),
+            "\"5\" is not UID:GID, as in 1000:1000"
+        );
+        assert_eq!(
+            "9-3".parse::<IdSpan>().unwrap_err(),
+            "the range \"9-3\" ends before it begins"
+        );
+        assert_eq!(
+            maps(&["0:1000:10", "9:5000:1"], None, None, &[]).unwrap_err(),
+            "--uid-map 0:1000:10 and --uid-map 9:5000:1 overlap in the guest's ids"
+        );
+        assert_eq!(
+            maps(&["0:1000:10", "100:1009:5"], None, None, &[]).unwrap_err(),
+            "--uid-map 0:1000:10 and --uid-map 100:1009:5 overlap in the host's ids"
+        );
+        assert!(maps(&["0:1000:10", "10:1010:5"], None, None, &[]).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn every_accepted_map_is_a_bijection(
+            ranges in proptest::collection::vec((0u32..5000, 0u32..5000, 1u32..600), 0..6), id in 0u32..6000
+        ) {
+            let options = IdOptions {
+                uid_map: ranges.iter().map(|&(guest, host, count)| IdRange { guest, host, count }).collect(),
+                ..IdOptions::default()
+            };
+            if let Ok(m) = IdMaps::new(&options) {
+                if let Ok(host) = m.uid_to_host(id) {
+                    prop_assert_eq!(m.uid_to_guest(host), id);
+                }
+                let guest = m.uid_to_guest(id);
+                prop_assert!(guest == OVERFLOW_ID || m.uid_to_host(guest).unwrap() == id);
+            }
+        }
+
+        #[test]
+        fn parsing_never_panics(text in "[0-9:x-]{0,24}") {
+            if let Ok(range) = text.parse::<IdRange>() {
+                prop_assert_eq!(range.to_string().parse::<IdRange>().unwrap(), range);
+            }
+            let _ = text.parse::<IdPair>();
+            let _ = text.parse::<IdSpan>();
+        }
+    }
+}
