@@ -511,10 +511,7 @@ mod tests {
     use crate::transport::Direct;
 
     /// Answers every request with `answer`, and checks what came.
-    fn server(
-        answer: Rmessage<'_>,
-        check: impl Fn(Tmessage<'_>, &[u8]),
-    ) -> Direct<impl FnMut(&[u8], &[u8], usize) -> Vec<u8>> {
+    fn server(answer: Rmessage<'_>, check: impl Fn(Tmessage<'_>, &[u8])) -> impl Transport {
         Direct(move |message: &[u8], payload: &[u8], capacity: usize| {
             let (tag, request) = Tmessage::decode(message).expect("a valid request");
             check(request, payload);
