@@ -161,8 +161,6 @@ pub struct QtestDevice {
     base: u64,
     memory: GuestMemory,
     features: u64,
-    /// The request queue; its kick rings the device.
-    pub ring: Ring,
 }
 
 impl fmt::Debug for QtestDevice {
@@ -175,8 +173,9 @@ impl fmt::Debug for QtestDevice {
 }
 
 impl QtestDevice {
-    /// Starts QEMU (it inherits this process's umask and capabilities) and brings the device up.
-    pub fn start(options: &QtestOptions) -> io::Result<QtestDevice> {
+    /// Starts QEMU (it inherits this process's umask and capabilities), brings the device up, and gives its
+    /// request queue, whose kick rings the device.
+    pub fn start(options: &QtestOptions) -> io::Result<(QtestDevice, Ring)> {
         let memory = memory(options.memory)?;
         let sockets = tempfile::tempdir()?;
         let path = sockets.path().join("qtest");
@@ -194,24 +193,23 @@ impl QtestDevice {
                 return Err(error);
             }
         };
-        let ring = Ring::new(&memory, options.ring);
+        let mut ring = Ring::new(&memory, options.ring);
         let mut device = QtestDevice {
             child,
             wire,
             base: 0,
             memory,
             features: 0,
-            ring,
         };
         device.base = device.find()?;
-        device.bring_up()?;
+        device.bring_up(&ring)?;
         let (wire, base) = (Arc::clone(&device.wire), device.base);
-        device.ring.set_kick(Box::new(move || {
+        ring.set_kick(Box::new(move || {
             let mut wire = wire.lock().expect("no panic under this lock");
             // A dead QEMU shows as a completion that never comes; the driver's wait says so.
             let _ = wire.write32(base + reg::QUEUE_NOTIFY, 0);
         }));
-        Ok(device)
+        Ok((device, ring))
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Wire) -> io::Result<T>) -> io::Result<T> {
@@ -234,8 +232,8 @@ impl QtestDevice {
     }
 
     /// virtio 1.2, section 3.1.1.
-    fn bring_up(&mut self) -> io::Result<()> {
-        let options = self.ring.options();
+    fn bring_up(&mut self, ring: &Ring) -> io::Result<()> {
+        let options = ring.options();
         let mut wanted = F_VERSION_1 | F_MOUNT_TAG;
         if options.indirect > 0 {
             wanted |= F_INDIRECT_DESC;
@@ -244,7 +242,7 @@ impl QtestDevice {
             wanted |= F_EVENT_IDX;
         }
         let base = self.base;
-        let parts: Vec<u64> = self.ring.parts().iter().map(|area| area.gpa()).collect();
+        let parts: Vec<u64> = ring.parts().iter().map(|area| area.gpa()).collect();
         let mut wire = self.wire.lock().expect("no panic under this lock");
         for status in [0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER] {
             wire.write32(base + reg::STATUS, status)?;
@@ -325,12 +323,12 @@ impl QtestDevice {
         self.with(|wire| Ok(wire.read32(at)? & NEEDS_RESET != 0))
     }
 
-    /// Resets the device and brings it up again with an empty ring.
-    pub fn restart(&mut self) -> io::Result<()> {
+    /// Resets the device and brings it up again with its ring emptied.
+    pub fn restart(&mut self, ring: &mut Ring) -> io::Result<()> {
         let at = self.base + reg::STATUS;
         self.with(|wire| wire.write32(at, 0))?;
-        self.ring.restart();
-        self.bring_up()
+        ring.restart();
+        self.bring_up(ring)
     }
 }
 
@@ -433,20 +431,20 @@ mod tests {
         };
         let directory = tempfile::tempdir().expect("a directory");
         let options = QtestOptions::new(qemu, directory.path(), "none");
-        let mut device = QtestDevice::start(&options).expect("QEMU under qtest");
+        let (mut device, mut ring) = QtestDevice::start(&options).expect("QEMU under qtest");
         assert_eq!(device.tag().expect("configuration space"), b"share");
         let mut slot = Slot::new(device.memory(), 4096, 4096, 0, Pages::Adjacent);
         for _ in 0..2 {
             let version = b"\x15\0\0\0\x64\xff\xff\0\x20\0\0\x08\09P2000.L";
             slot.ordinary(version, 4096);
-            let token = device.ring.submit(&slot.readable, &slot.writable).expect("room");
-            let done = device.ring.wait_used(Duration::from_secs(30));
+            let token = ring.submit(&slot.readable, &slot.writable).expect("room");
+            let done = ring.wait_used(Duration::from_secs(30));
             assert_eq!(done, Some((token, 21)));
             let mut reply = [0; 21];
             slot.reply(&mut reply);
             assert_eq!(reply[4], 101);
             assert_eq!(&reply[5..], &version[5..]);
-            device.restart().expect("a reset device comes up again");
+            device.restart(&mut ring).expect("a reset device comes up again");
         }
         assert!(!device.broken().expect("status"));
     }
