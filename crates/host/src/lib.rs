@@ -7,18 +7,23 @@
 
 pub mod acl;
 pub mod attr;
+pub mod context;
+pub mod creds;
+pub mod identity;
 pub mod idmap;
 pub mod iovec;
 pub mod mode;
 pub mod name;
 pub mod options;
 pub mod share;
+pub mod sys;
 pub mod virtfs;
 
 pub use attr::{Attr, Caller, FileType, Identity, SetAttr, SetTime, StatFs, Time};
+pub use context::Context;
 pub use idmap::{IdMaps, IdOptions, IdPair, IdRange, IdSpan};
 pub use iovec::IoVec;
 pub use mode::ShareMode;
 pub use name::{Name, NameError};
-pub use options::{SecurityModel, ShareOptions};
+pub use options::{CheckAccess, MultiDevs, SecurityModel, ShareOptions};
 pub use share::{DirEntry, Object, Share};

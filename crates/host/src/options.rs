@@ -17,6 +17,28 @@ pub enum SecurityModel {
     Squash,
 }
 
+/// What to do about a share that spans several file systems, in QEMU's spelling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MultiDevs {
+    /// Give every object a number of its own.
+    #[default]
+    Remap,
+    /// Refuse objects of another file system than the shared directory's with ENODEV.
+    Forbid,
+    /// Pass the host's inode numbers on, and warn once.
+    Warn,
+}
+
+/// Whose permissions count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CheckAccess {
+    /// The guest kernel has checked; operations run with the process's own rights.
+    #[default]
+    Guest,
+    /// Every operation runs as the host's user with the guest user's number, with that user's groups.
+    Host,
+}
+
 /// Everything a [`crate::Share`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
@@ -32,6 +54,10 @@ pub struct ShareOptions {
     pub dmode: u32,
     /// Which id of the guest is which of the host; applied by [`crate::Share`], outside of the modes.
     pub ids: IdMaps,
+    /// Several file systems in the share.
+    pub multidevs: MultiDevs,
+    /// Whose permissions count.
+    pub check_access: CheckAccess,
 }
 
 impl ShareOptions {
@@ -44,6 +70,8 @@ impl ShareOptions {
             fmode: 0o600,
             dmode: 0o700,
             ids: IdMaps::default(),
+            multidevs: MultiDevs::default(),
+            check_access: CheckAccess::default(),
         }
     }
 }

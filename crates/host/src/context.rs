@@ -1,0 +1,206 @@
+//! What every share mode works with: the root, `/proc/self/fd`, the options, and the calls that are the same in
+//! all modes. A mode is made with an `Arc<Context>` and keeps it.
+//!
+//! A mode gets at the system calls through [`crate::sys`]; where an object has to be opened, linked or asked for an
+//! xattr, it uses [`Context::reopen`], [`Context::proc`] and [`Context::xattrs`]. An object's attributes need no
+//! more than [`Object::path`], whether the object still has a name or not.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::attr::{Attr, FileType, Identity, Time};
+use crate::creds;
+use crate::identity::{self, Devices};
+use crate::name::Name;
+use crate::options::ShareOptions;
+use crate::share::Object;
+use crate::sys::attr::Statx;
+use crate::sys::cred::{CAP_FSETID, Caps};
+use crate::sys::xattr::Target;
+use crate::sys::{self, ProcFd};
+
+/// See the module's text.
+pub struct Context {
+    root: OwnedFd,
+    proc: ProcFd,
+    options: ShareOptions,
+    devices: Devices,
+    root_key: (u64, u64),
+    caps: Caps,
+    fsetid: bool,
+}
+
+impl Context {
+    /// `root` is an `O_PATH` descriptor of the shared directory. Takes CAP_FSETID out of this thread's effective
+    /// capabilities (threads made later inherit that), so that the kernel clears set-id bits when anybody writes
+    /// to a file, as it does for a user who is not root: the writer may be any user of the guest.
+    pub fn new(root: OwnedFd, proc: ProcFd, options: ShareOptions) -> io::Result<Context> {
+        let stat = sys::attr::stat(root.as_fd())?;
+        let before = Caps::current()?;
+        let fsetid = before.has(CAP_FSETID);
+        let caps = before.with(CAP_FSETID, false);
+        if fsetid {
+            caps.apply()?;
+        }
+        let root_key = (identity::device(&stat), stat.stx_ino);
+        Ok(Context {
+            devices: Devices::new(root_key.0, options.multidevs),
+            root,
+            proc,
+            options,
+            root_key,
+            caps,
+            fsetid,
+        })
+    }
+
+    /// An `O_PATH` descriptor of the shared directory.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// `/proc/self/fd`.
+    pub fn proc(&self) -> &ProcFd {
+        &self.proc
+    }
+
+    /// What the administrator chose.
+    pub fn options(&self) -> &ShareOptions {
+        &self.options
+    }
+
+    /// The file systems seen so far.
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The capabilities a thread has between two operations.
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    /// Whether the object of this record is the shared directory itself.
+    pub fn is_root(&self, stat: &Statx) -> bool {
+        (identity::device(stat), stat.stx_ino) == self.root_key
+    }
+
+    /// statx of the object: one system call.
+    pub fn stat(&self, object: &Object<'_>) -> io::Result<Statx> {
+        sys::attr::stat(object.path)
+    }
+
+    /// The identity of the object of this record as the host has it; `any` is a descriptor of it. No system call,
+    /// but one when a file system is seen for the first time. A mode that maps types changes `file_type`.
+    pub fn identity(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Identity> {
+        let dev = identity::device(stat);
+        let host_type = u32::from(stat.stx_mode) & libc::S_IFMT;
+        Ok(Identity {
+            dev,
+            ino: stat.stx_ino,
+            unique: self.devices.unique(dev, stat.stx_ino, any)?,
+            version: identity::version(stat),
+            host_type,
+            file_type: FileType::from_mode(host_type),
+        })
+    }
+
+    /// The attributes of the object of this record as the host has them; `any` is a descriptor of it. A mode that
+    /// maps changes `mode`, `uid`, `gid`, `rdev` and `id.file_type`.
+    pub fn attr(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Attr> {
+        let time = |t: &libc::statx_timestamp| Time {
+            sec: t.tv_sec,
+            nsec: t.tv_nsec,
+        };
+        Ok(Attr {
+            id: self.identity(stat, any)?,
+            mode: stat.stx_mode.into(),
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+            nlink: stat.stx_nlink.into(),
+            rdev: libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
+            size: stat.stx_size,
+            blksize: stat.stx_blksize.into(),
+            blocks: stat.stx_blocks,
+            atime: time(&stat.stx_atime),
+            mtime: time(&stat.stx_mtime),
+            ctime: time(&stat.stx_ctime),
+        })
+    }
+
+    /// An `O_PATH` descriptor of `name` in `dir`, of a symlink itself.
+    pub fn lookup(&self, dir: BorrowedFd<'_>, name: &CStr) -> io::Result<OwnedFd> {
+        sys::path::open_beneath(dir, name, libc::O_PATH, 0)
+    }
+
+    /// Opens the very object that `fd` (`O_PATH` or not) names. Only for regular files and directories: a FIFO
+    /// would wait and a device would act, so the caller has looked at the type; it cannot change.
+    pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
+        // The link itself is no symlink to refuse, and O_CREAT must never reach a magic link.
+        let flags = flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL);
+        match self.proc.reopen(fd, flags) {
+            // O_NOATIME is a wish that only the owner may have.
+            Err(e) if sys::errno(&e) == libc::EPERM && flags & libc::O_NOATIME != 0 => {
+                self.proc.reopen(fd, flags & !libc::O_NOATIME)
+            }
+            other => other,
+        }
+    }
+
+    /// How to reach the object's xattrs: through the open file when there is one, which is one system call on
+    /// every kernel.
+    pub fn xattrs<'a>(&'a self, object: &Object<'a>) -> Target<'a> {
+        match object.file {
+            Some(file) => Target::Open(file),
+            None => Target::Path(&self.proc, object.path),
+        }
+    }
+
+    /// chmod of the host object, set-id bits included, with or without a name. EOPNOTSUPP for a symlink.
+    pub fn chmod(&self, fd: BorrowedFd<'_>, host_type: u32, mode: u32) -> io::Result<()> {
+        if host_type == libc::S_IFLNK {
+            return Err(sys::error(libc::EOPNOTSUPP));
+        }
+        // Without CAP_FSETID the kernel silently drops the set-group-id bit unless the process is in the group.
+        // Not for an operation that runs as the guest's user: that user has no such right.
+        let _raised = if mode & libc::S_ISGID != 0 && self.fsetid && !creds::switched() {
+            Some(creds::Raised::new(&self.caps, CAP_FSETID)?)
+        } else {
+            None
+        };
+        sys::attr::chmod(&self.proc, fd, mode)
+    }
+
+    /// Truncates or extends the host file: through the open file when it is open for writing, so that an unlinked
+    /// or read-only file that the guest has open works, else through a descriptor opened for it.
+    pub fn truncate(&self, object: &Object<'_>, size: u64) -> io::Result<()> {
+        match object.host_type {
+            libc::S_IFREG => {}
+            libc::S_IFDIR => return Err(sys::error(libc::EISDIR)),
+            _ => return Err(sys::error(libc::EINVAL)),
+        }
+        if let Some(file) = object.file {
+            match sys::attr::truncate(file, size) {
+                // Not open for writing (or not a size: then it fails again).
+                Err(e) if sys::errno(&e) == libc::EINVAL => {}
+                other => return other,
+            }
+        }
+        let file = self.reopen(object.path, libc::O_WRONLY)?;
+        sys::attr::truncate(file.as_fd(), size)
+    }
+
+    /// Removes `name` again after a creation that failed half-way, if it still is what was created: somebody else
+    /// may have put another object in its place.
+    pub fn undo(&self, dir: BorrowedFd<'_>, name: &Name, created: BorrowedFd<'_>, directory: bool) {
+        let same = || -> io::Result<bool> {
+            let made = sys::attr::stat(created)?;
+            let there = sys::attr::stat_at(dir, name.as_c_str())?;
+            Ok(made.stx_ino == there.stx_ino && identity::device(&made) == identity::device(&there))
+        };
+        if matches!(same(), Ok(true)) {
+            // Nothing better can be done about a failure: the caller reports the first error.
+            let _ = sys::path::unlink(dir, name.as_c_str(), directory);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Which object is which: one 64-bit number per object over all file systems in the share.
+//!
+//! | object | `unique` |
+//! |---|---|
+//! | on the root's file system, inode number below 2^48 | the inode number |
+//! | on another one, inode number below 2^48 | bits 48..=62: the file system's tag (1..=32767), below: the inode number |
+//! | inode number of 2^48 or more | bit 63 and 63 bits of hash over tag and inode number |
+//!
+//! A tag comes from the file system's id (statfs `f_fsid`), which unlike its device number outlives a reboot, so
+//! the numbers are the same after a restart of this process or of the host. Two file systems with one tag (cloned
+//! images) get neighbouring tags in the order in which they are first seen.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use crate::options::MultiDevs;
+use crate::sys;
+use crate::sys::attr::Statx;
+
+const INO_BITS: u32 = 48;
+const TAG_MASK: u64 = 0x7fff;
+
+/// More file systems than this below one share do not get tags of their own: EOVERFLOW.
+const DEVICES: usize = 1024;
+
+/// The file systems seen so far. Read without a lock: entries are only ever added.
+pub struct Devices {
+    root: u64,
+    policy: MultiDevs,
+    warned: AtomicBool,
+    count: AtomicUsize,
+    /// (device number, tag), valid below `count`.
+    known: Box<[(AtomicU64, AtomicU64)]>,
+    adding: Mutex<()>,
+}
+
+/// The device number of a statx record, as `makedev` makes it.
+pub fn device(stat: &Statx) -> u64 {
+    libc::makedev(stat.stx_dev_major, stat.stx_dev_minor)
+}
+
+/// A good mix of two numbers (the finalizer of MurmurHash3, twice), the same on every host and in every release.
+fn mix(a: u64, b: u64) -> u64 {
+    let step = |mut x: u64| {
+        x ^= x >> 33;
+        x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+        x ^= x >> 33;
+        x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        x ^ (x >> 33)
+    };
+    step(step(a).wrapping_add(b))
+}
+
+/// Changes whenever content does: from ctime, which moves with every change of content and which nobody can set
+/// back, and the size. Never 0, which would tell a Linux client not to use its page cache.
+pub fn version(stat: &Statx) -> u32 {
+    let time = (stat.stx_ctime.tv_sec.cast_unsigned() << 30) ^ u64::from(stat.stx_ctime.tv_nsec);
+    let mixed = mix(time, stat.stx_size);
+    ((mixed >> 32) as u32 ^ mixed as u32).max(1)
+}
+
+fn number(tag: u64, ino: u64) -> u64 {
+    if ino >> INO_BITS == 0 {
+        tag << INO_BITS | ino
+    } else {
+        1 << 63 | mix(tag, ino) >> 1
+    }
+}
+
+impl Devices {
+    /// A table in which `root` is the root's device number.
+    pub fn new(root: u64, policy: MultiDevs) -> Devices {
+        Devices {
+            root,
+            policy,
+            warned: AtomicBool::new(false),
+            count: AtomicUsize::new(0),
+            known: (0..DEVICES).map(|_| Default::default()).collect(),
+            adding: Mutex::new(()),
+        }
+    }
+
+    /// Whether only the root's file system has been seen.
+    pub fn single(&self) -> bool {
+        self.count.load(Ordering::Acquire) == 0 && !self.warned.load(Ordering::Relaxed)
+    }
+
+    /// The number of inode `ino` on device `dev`; `any` is a descriptor on that file system. ENODEV for another
+    /// device than the root's under [`MultiDevs::Forbid`].
+    pub fn unique(&self, dev: u64, ino: u64, any: BorrowedFd<'_>) -> io::Result<u64> {
+        if dev == self.root {
+            return Ok(number(0, ino));
+        }
+        match self.policy {
+            MultiDevs::Forbid => Err(sys::error(libc::ENODEV)),
+            MultiDevs::Warn => {
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    log::warn!(
+                        "the shared directory spans several file systems: the guest may take two files for \
+                         one (multidevs=remap keeps them apart)"
+                    );
+                }
+                Ok(ino)
+            }
+            MultiDevs::Remap => Ok(number(self.tag(dev, any)?, ino)),
+        }
+    }
+
+    fn find(&self, dev: u64) -> Option<u64> {
+        let count = self.count.load(Ordering::Acquire);
+        let known = &self.known[..count.min(DEVICES)];
+        known
+            .iter()
+            .find(|entry| entry.0.load(Ordering::Relaxed) == dev)
+            .map(|entry| entry.1.load(Ordering::Relaxed))
+    }
+
+    fn tag(&self, dev: u64, any: BorrowedFd<'_>) -> io::Result<u64> {
+        if let Some(tag) = self.find(dev) {
+            return Ok(tag);
+        }
+        let statfs = sys::attr::statfs(any)?;
+        let mut tag = first_tag(sys::attr::fsid(&statfs), dev);
+        let _adding = self
+            .adding
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(tag) = self.find(dev) {
+            return Ok(tag);
+        }
+        let count = self.count.load(Ordering::Relaxed);
+        let (known, free) = self.known.split_at(count.min(DEVICES));
+        let slot = free.first().ok_or_else(|| sys::error(libc::EOVERFLOW))?;
+        while known.iter().any(|entry| entry.1.load(Ordering::Relaxed) == tag) {
+            tag = tag % TAG_MASK + 1;
+        }
+        slot.0.store(dev, Ordering::Relaxed);
+        slot.1.store(tag, Ordering::Relaxed);
+        self.count.store(count + 1, Ordering::Release);
+        Ok(tag)
+    }
+}
+
+/// 1..=32767. A file system without an id (0) goes by its device number.
+fn first_tag(fsid: u64, dev: u64) -> u64 {
+    let seed = if fsid == 0 { dev } else { fsid };
+    mix(seed, 0) % TAG_MASK + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn devices_never_share_a_number() {
+        let here = std::fs::File::open("/").unwrap();
+        let table = Devices::new(1, MultiDevs::Remap);
+        assert!(table.single());
+        assert_eq!(table.unique(1, 77, here.as_fd()).unwrap(), 77);
+        let mut seen = std::collections::HashSet::new();
+        // All of them have the id of `/`, so the tags collide and must move on.
+        for dev in 1..=500 {
+            for ino in [1, 2, (1 << 48) - 1, 1 << 48, u64::MAX] {
+                assert!(seen.insert(table.unique(dev, ino, here.as_fd()).unwrap()));
+            }
+        }
+        assert!(!table.single());
+        let again = table.unique(300, 2, here.as_fd()).unwrap();
+        assert!(seen.contains(&again));
+        for dev in 501..=1025 {
+            table.unique(dev, 1, here.as_fd()).unwrap();
+        }
+        let full = table.unique(1026, 1, here.as_fd()).unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::EOVERFLOW));
+        // One that is known still works.
+        assert_eq!(table.unique(300, 2, here.as_fd()).unwrap(), again);
+    }
+
+    #[test]
+    fn forbidden_devices_are_refused_and_warned_ones_raw() {
+        let here = std::fs::File::open("/").unwrap();
+        let table = Devices::new(1, MultiDevs::Forbid);
+        let refused = table.unique(2, 5, here.as_fd()).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(table.unique(1, 5, here.as_fd()).unwrap(), 5);
+        let table = Devices::new(1, MultiDevs::Warn);
+        assert_eq!(table.unique(2, 5, here.as_fd()).unwrap(), 5);
+    }
+
+    #[test]
+    fn a_version_is_never_zero_and_moves_with_time_and_size() {
+        let here = std::fs::File::open("/").unwrap();
+        let mut stat = sys::attr::stat(here.as_fd()).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        for nsec in 0..100 {
+            for size in 0..100 {
+                stat.stx_ctime.tv_nsec = nsec;
+                stat.stx_size = size;
+                assert_ne!(version(&stat), 0);
+                seen.insert(version(&stat));
+            }
+        }
+        assert!(seen.len() > 9990, "{}", seen.len());
+    }
+}

@@ -1,0 +1,148 @@
+//! Calls on an object's attributes; every one takes `O_PATH` descriptors unless it says otherwise.
+
+use std::ffi::CStr;
+use std::io::Result;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{FdName, ProcFd, errno, error, retry};
+use crate::attr::SetTime;
+
+/// What statx(2) gives; a plain record of numbers.
+pub type Statx = libc::statx;
+
+/// statx(2) of the object that `fd` names, the basic fields.
+pub fn stat(fd: BorrowedFd<'_>) -> Result<Statx> {
+    stat_at(fd, c"")
+}
+
+/// statx(2) of `name` in `dir`, the basic fields; a symlink is not followed.
+pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
+    // SAFETY: a statx of zeros is a valid one (plain numbers).
+    let mut stat: Statx = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` and `stat` live over the call.
+    retry(|| unsafe {
+        libc::statx(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT,
+            libc::STATX_BASIC_STATS,
+            &raw mut stat,
+        )
+    })?;
+    Ok(stat)
+}
+
+/// The mount's id of the object; 0 before Linux 5.8.
+pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
+    // SAFETY: a statx of zeros is a valid one (plain numbers).
+    let mut stat: Statx = unsafe { std::mem::zeroed() };
+    // SAFETY: the name and `stat` live over the call.
+    retry(|| unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT,
+            libc::STATX_MNT_ID,
+            &raw mut stat,
+        )
+    })?;
+    Ok(stat.stx_mnt_id)
+}
+
+/// fstatfs(2).
+pub fn statfs(fd: BorrowedFd<'_>) -> Result<libc::statfs> {
+    // SAFETY: a statfs of zeros is a valid one (plain numbers).
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: `stat` lives over the call.
+    retry(|| unsafe { libc::fstatfs(fd.as_raw_fd(), &raw mut stat) })?;
+    Ok(stat)
+}
+
+/// A file system's id as one number.
+pub fn fsid(statfs: &libc::statfs) -> u64 {
+    // SAFETY: fsid_t is a plain record of two ints (private ones) on every Linux; any bits make two ints.
+    let parts: [u32; 2] = unsafe { std::mem::transmute(statfs.f_fsid) };
+    u64::from(parts[0]) | u64::from(parts[1]) << 32
+}
+
+static NO_FCHMODAT2: AtomicBool = AtomicBool::new(false);
+
+/// chmod of the object that `fd` names, permission and set-id bits only. EOPNOTSUPP for a symlink, which has no
+/// mode of its own. Linux before 6.6 lacks fchmodat2(2) and gets fchmodat(2) on the magic link: the caller keeps
+/// symlinks away from it there (some file systems would change one).
+pub fn chmod(proc: &ProcFd, fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    let mode = mode & 0o7777;
+    if !NO_FCHMODAT2.load(Ordering::Relaxed) {
+        // SAFETY: the empty name is NUL-terminated.
+        let result = retry(|| unsafe {
+            libc::syscall(
+                libc::SYS_fchmodat2,
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                mode,
+                libc::AT_EMPTY_PATH,
+            )
+        });
+        match result {
+            Err(e) if errno(&e) == libc::ENOSYS => NO_FCHMODAT2.store(true, Ordering::Relaxed),
+            other => return other.map(drop),
+        }
+    }
+    let name = FdName::new(fd);
+    // SAFETY: `name` is NUL-terminated and lives over the call.
+    retry(|| unsafe { libc::fchmodat(proc.dir().as_raw_fd(), name.as_c_str().as_ptr(), mode, 0) }).map(drop)
+}
+
+/// fchmod(2), on a descriptor that is not `O_PATH`.
+pub fn fchmod(fd: BorrowedFd<'_>, mode: u32) -> Result<()> {
+    // SAFETY: no memory is passed.
+    retry(|| unsafe { libc::fchmod(fd.as_raw_fd(), mode & 0o7777) }).map(drop)
+}
+
+/// chown of the object that `fd` names, of a symlink itself; `u32::MAX` leaves an id.
+pub fn chown(fd: BorrowedFd<'_>, uid: u32, gid: u32) -> Result<()> {
+    // SAFETY: the empty name is NUL-terminated.
+    retry(|| unsafe { libc::fchownat(fd.as_raw_fd(), c"".as_ptr(), uid, gid, libc::AT_EMPTY_PATH) }).map(drop)
+}
+
+fn timespec(time: SetTime) -> libc::timespec {
+    // SAFETY: a timespec of zeros is a valid one (it has padding on some architectures).
+    let mut spec: libc::timespec = unsafe { std::mem::zeroed() };
+    match time {
+        SetTime::Omit => spec.tv_nsec = libc::UTIME_OMIT,
+        SetTime::Now => spec.tv_nsec = libc::UTIME_NOW,
+        SetTime::At(at) => {
+            spec.tv_sec = at.sec;
+            spec.tv_nsec = at.nsec.into();
+        }
+    }
+    spec
+}
+
+/// utimensat(2) of the object that `fd` names, of a symlink itself. EINVAL for nanoseconds of a second or more.
+pub fn set_times(fd: BorrowedFd<'_>, atime: SetTime, mtime: SetTime) -> Result<()> {
+    for time in [atime, mtime] {
+        // UTIME_NOW and UTIME_OMIT are numbers in this range: from a guest they are not times.
+        if matches!(time, SetTime::At(at) if at.nsec > 999_999_999) {
+            return Err(error(libc::EINVAL));
+        }
+    }
+    let times = [timespec(atime), timespec(mtime)];
+    // SAFETY: `times` has the two records the call reads; the empty name is NUL-terminated.
+    retry(|| unsafe { libc::utimensat(fd.as_raw_fd(), c"".as_ptr(), times.as_ptr(), libc::AT_EMPTY_PATH) })
+        .map(drop)
+}
+
+/// ftruncate(2): EINVAL when `fd` is not open for writing.
+pub fn truncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
+    let size = i64::try_from(size).map_err(|_| error(libc::EFBIG))?;
+    // SAFETY: no memory is passed.
+    retry(|| unsafe { libc::ftruncate(fd.as_raw_fd(), size) }).map(drop)
+}
+
+/// Sets the process's umask; gives the old one.
+pub fn umask(mask: u32) -> u32 {
+    // SAFETY: no memory is passed; the call cannot fail.
+    unsafe { libc::umask(mask) }
+}

@@ -1,0 +1,146 @@
+//! Every system call of this crate, as thin safe wrappers: `BorrowedFd` in, `OwnedFd` out (always close-on-exec),
+//! `io::Result` with an OS error. EINTR is retried here and nowhere else. Nothing in here knows a policy.
+//!
+//! An `O_PATH` descriptor takes most calls with `AT_EMPTY_PATH`. Where the kernel refuses one (open, link,
+//! xattrs), the object is reached through its magic link in `/proc/self/fd`, see [`ProcFd`]: that names the very
+//! object, whatever became of its name, and never follows a symlink any further.
+
+pub mod attr;
+pub mod cred;
+pub mod handle;
+pub mod io;
+pub mod path;
+pub mod xattr;
+
+use std::ffi::CStr;
+use std::io::{Error, Result};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// An error of this number.
+pub fn error(errno: i32) -> Error {
+    Error::from_raw_os_error(errno)
+}
+
+/// The error's number; EIO for one that has none, which none of ours lacks.
+pub fn errno(error: &Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// Runs `call` until it is not interrupted; -1 becomes the error.
+fn retry<T: Copy + Into<i64>>(mut call: impl FnMut() -> T) -> Result<i64> {
+    loop {
+        let result: i64 = call().into();
+        if result >= 0 {
+            return Ok(result);
+        }
+        let error = Error::last_os_error();
+        if error.raw_os_error() != Some(libc::EINTR) {
+            return Err(error);
+        }
+    }
+}
+
+/// As [`retry`] for a call that gives a byte count.
+fn retry_size(call: impl FnMut() -> isize) -> Result<usize> {
+    let mut call = call;
+    let count = retry(|| call() as i64)?;
+    // Not negative, and no count exceeds the address space.
+    Ok(usize::try_from(count).unwrap_or(usize::MAX))
+}
+
+/// As [`retry`] for a call that gives a new descriptor.
+fn retry_fd<T: Copy + Into<i64>>(call: impl FnMut() -> T) -> Result<OwnedFd> {
+    let fd = retry(call)?;
+    let fd = i32::try_from(fd).map_err(|_| error(libc::EBADF))?;
+    // SAFETY: the kernel has just given this descriptor to us, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The directory `/proc/self/fd`, opened once at start, so that it works after a change of root, too.
+#[derive(Debug)]
+pub struct ProcFd(OwnedFd);
+
+impl ProcFd {
+    /// Opens it; ENOENT when /proc is not mounted.
+    pub fn open() -> Result<ProcFd> {
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        Ok(ProcFd(path::open_at(None, c"/proc/self/fd", flags, 0)?))
+    }
+
+    /// The directory itself.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        self.0.as_fd()
+    }
+
+    /// A new description of the object that `fd` names, `O_PATH` or not: opens the object itself, not a name.
+    /// `O_NOFOLLOW` must not be in `flags` (the link would be opened).
+    pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+        path::open_at(Some(self.dir()), FdName::new(fd).as_c_str(), flags, 0)
+    }
+
+    /// The path the kernel shows for `fd`; for messages only, it may be out of date at once.
+    pub fn path_of(&self, fd: BorrowedFd<'_>) -> Result<Vec<u8>> {
+        let mut buf = vec![0; 4096];
+        let len = path::read_link(self.dir(), FdName::new(fd).as_c_str(), &mut buf)?;
+        buf.truncate(len);
+        Ok(buf)
+    }
+}
+
+/// A descriptor's number as a file name, without allocation.
+pub struct FdName([u8; 32], u8);
+
+const PROC: &[u8] = b"/proc/self/fd/";
+
+impl FdName {
+    /// The name of `fd` in `/proc/self/fd`.
+    pub fn new(fd: BorrowedFd<'_>) -> FdName {
+        let mut buf = [0u8; 32];
+        buf[..PROC.len()].copy_from_slice(PROC);
+        // A descriptor is 0..=i32::MAX: at most 10 digits, so 14 + 10 bytes and the NUL always fit.
+        let mut number = fd.as_raw_fd().unsigned_abs();
+        let mut digits = [0u8; 10];
+        let mut count = 0;
+        loop {
+            digits[count] = b'0' + (number % 10) as u8;
+            count += 1;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        for (place, digit) in buf[PROC.len()..].iter_mut().zip(digits[..count].iter().rev()) {
+            *place = *digit;
+        }
+        FdName(buf, PROC.len() as u8)
+    }
+
+    /// Relative to `/proc/self/fd`.
+    pub fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0[usize::from(self.1)..]).unwrap_or_default()
+    }
+
+    /// From the root of the file system.
+    pub fn absolute(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_number_is_a_name() {
+        for number in [0, 7, 10, 1024, i32::MAX] {
+            // SAFETY: only the number is used, no call is made on it.
+            let name = FdName::new(unsafe { BorrowedFd::borrow_raw(number) });
+            assert_eq!(name.as_c_str().to_str().unwrap(), number.to_string());
+            assert_eq!(
+                name.absolute().to_str().unwrap(),
+                format!("/proc/self/fd/{number}")
+            );
+        }
+    }
+}

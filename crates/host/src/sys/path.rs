@@ -1,0 +1,131 @@
+//! Calls that take a directory and a name.
+
+use std::ffi::CStr;
+use std::io::Result;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{FdName, ProcFd, errno, retry, retry_fd, retry_size};
+
+fn raw(dir: Option<BorrowedFd<'_>>) -> i32 {
+    dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd())
+}
+
+/// openat(2), without any guard on symlinks: for names of our own choice.
+pub fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, flags: i32, mode: u32) -> Result<OwnedFd> {
+    // SAFETY: `name` is NUL-terminated and lives over the call.
+    retry_fd(|| unsafe { libc::openat(raw(dir), name.as_ptr(), flags | libc::O_CLOEXEC, mode) })
+}
+
+static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
+
+/// Opens the single component `name` in `dir`, never through a symlink or a magic link, never above `dir`.
+///
+/// A kernel or a sandbox without openat2(2) gets openat(2) with `O_NOFOLLOW`, which is as safe for a single
+/// component that is neither `..` nor contains a slash; the caller guarantees that by passing a checked name.
+pub fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> Result<OwnedFd> {
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    if !NO_OPENAT2.load(Ordering::Relaxed) {
+        // SAFETY: an open_how of zeros is a valid one (plain numbers).
+        let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+        how.flags = u64::from(flags.cast_unsigned());
+        how.mode = if flags & libc::O_CREAT != 0 {
+            u64::from(mode)
+        } else {
+            0
+        };
+        how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
+        // SAFETY: `name` and `how` live over the call, the size is that of `how`.
+        let result = retry_fd(|| unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                dir.as_raw_fd(),
+                name.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            )
+        });
+        match result {
+            Err(e) if errno(&e) == libc::ENOSYS => NO_OPENAT2.store(true, Ordering::Relaxed),
+            // A sandbox may answer EPERM for a call it does not know; openat2 itself knows that answer only for
+            // O_NOATIME and sealed files, where openat will give it again.
+            Err(e) if errno(&e) == libc::EPERM => {}
+            other => return other,
+        }
+    }
+    // SAFETY: as in `open_at`.
+    retry_fd(|| unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, mode) })
+}
+
+/// mkdirat(2).
+pub fn mkdir(dir: BorrowedFd<'_>, name: &CStr, mode: u32) -> Result<()> {
+    // SAFETY: `name` is NUL-terminated and lives over the call.
+    retry(|| unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
+}
+
+/// mknodat(2); `mode` has type bits, `rdev` is a glibc `dev_t`.
+pub fn mknod(dir: BorrowedFd<'_>, name: &CStr, mode: u32, rdev: u64) -> Result<()> {
+    // SAFETY: `name` is NUL-terminated and lives over the call.
+    retry(|| unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, rdev) }).map(drop)
+}
+
+/// symlinkat(2).
+pub fn symlink(target: &CStr, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    // SAFETY: both strings are NUL-terminated and live over the call.
+    retry(|| unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
+}
+
+/// readlinkat(2); an empty `name` reads the symlink that `dir` itself is. The target is cut at `buf`'s length.
+pub fn read_link(dir: BorrowedFd<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize> {
+    // SAFETY: `name` lives over the call and `buf` is writable for its length.
+    retry_size(|| unsafe {
+        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+    })
+}
+
+/// Gives the object that `fd` names (`O_PATH` or not, a symlink itself) a further name. ENOENT when it has none
+/// left. Goes through `/proc`, because `AT_EMPTY_PATH` would need CAP_DAC_READ_SEARCH before Linux 6.10.
+pub fn link(proc: &ProcFd, fd: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Result<()> {
+    let from = FdName::new(fd);
+    // SAFETY: both names are NUL-terminated and live over the call.
+    retry(|| unsafe {
+        libc::linkat(
+            proc.dir().as_raw_fd(),
+            from.as_c_str().as_ptr(),
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            libc::AT_SYMLINK_FOLLOW,
+        )
+    })
+    .map(drop)
+}
+
+/// linkat(2) by name, without following a symlink.
+pub fn link_name(from: BorrowedFd<'_>, old: &CStr, to: BorrowedFd<'_>, new: &CStr) -> Result<()> {
+    // SAFETY: both names are NUL-terminated and live over the call.
+    retry(|| unsafe { libc::linkat(from.as_raw_fd(), old.as_ptr(), to.as_raw_fd(), new.as_ptr(), 0) })
+        .map(drop)
+}
+
+/// renameat2(2); `flags` are `RENAME_*`.
+pub fn rename(from: BorrowedFd<'_>, old: &CStr, to: BorrowedFd<'_>, new: &CStr, flags: u32) -> Result<()> {
+    // SAFETY: both names are NUL-terminated and live over the call.
+    retry(|| unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            from.as_raw_fd(),
+            old.as_ptr(),
+            to.as_raw_fd(),
+            new.as_ptr(),
+            flags,
+        )
+    })
+    .map(drop)
+}
+
+/// unlinkat(2); `directory` is `AT_REMOVEDIR`.
+pub fn unlink(dir: BorrowedFd<'_>, name: &CStr, directory: bool) -> Result<()> {
+    let flags = if directory { libc::AT_REMOVEDIR } else { 0 };
+    // SAFETY: `name` is NUL-terminated and lives over the call.
+    retry(|| unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), flags) }).map(drop)
+}

@@ -1,0 +1,189 @@
+//! Extended attributes of a file that is open, or of anything that an `O_PATH` descriptor names.
+//!
+//! The kernel refuses xattr calls on an `O_PATH` descriptor (EBADF), with `AT_EMPTY_PATH` as without. So such an
+//! object is named by its magic link: with getxattrat(2) and its kin (Linux 6.13) relative to the open
+//! `/proc/self/fd`, before that by the path string, which needs /proc to be mounted in the process's root.
+
+use std::ffi::CStr;
+use std::io::Result;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{FdName, ProcFd, errno, retry, retry_size};
+
+// Not in libc yet; the same numbers on every architecture but alpha.
+const SYS_SETXATTRAT: libc::c_long = 463;
+const SYS_GETXATTRAT: libc::c_long = 464;
+const SYS_LISTXATTRAT: libc::c_long = 465;
+const SYS_REMOVEXATTRAT: libc::c_long = 466;
+
+/// `struct xattr_args` of the kernel.
+#[repr(C)]
+struct XattrArgs {
+    value: u64,
+    size: u32,
+    flags: u32,
+}
+
+static NO_XATTRAT: AtomicBool = AtomicBool::new(false);
+
+/// Which object.
+#[derive(Clone, Copy, Debug)]
+pub enum Target<'a> {
+    /// A descriptor that is open for reading, writing or listing.
+    Open(BorrowedFd<'a>),
+    /// An `O_PATH` descriptor.
+    Path(&'a ProcFd, BorrowedFd<'a>),
+}
+
+/// Tries `new`; gives `None` when the kernel has no such call.
+fn try_new(new: impl FnOnce() -> Result<i64>) -> Option<Result<usize>> {
+    if NO_XATTRAT.load(Ordering::Relaxed) {
+        return None;
+    }
+    match new() {
+        Err(e) if errno(&e) == libc::ENOSYS => {
+            NO_XATTRAT.store(true, Ordering::Relaxed);
+            None
+        }
+        other => Some(other.map(|count| usize::try_from(count).unwrap_or(0))),
+    }
+}
+
+/// getxattr(2): the value's length; an empty `buf` asks for that alone. ENODATA, ERANGE.
+pub fn get(target: Target<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize> {
+    let (value, size) = (buf.as_mut_ptr(), buf.len());
+    match target {
+        Target::Open(fd) => {
+            // SAFETY: `name` lives over the call and `buf` is writable for its length.
+            retry_size(|| unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), value.cast(), size) })
+        }
+        Target::Path(proc, fd) => {
+            let link = FdName::new(fd);
+            let args = XattrArgs {
+                value: value as u64,
+                size: u32::try_from(size).unwrap_or(u32::MAX),
+                flags: 0,
+            };
+            try_new(|| {
+                // SAFETY: all strings and `args` live over the call, `args` describes `buf`.
+                retry(|| unsafe {
+                    libc::syscall(
+                        SYS_GETXATTRAT,
+                        proc.dir().as_raw_fd(),
+                        link.as_c_str().as_ptr(),
+                        0,
+                        name.as_ptr(),
+                        &raw const args,
+                        size_of::<XattrArgs>(),
+                    )
+                })
+            })
+            .unwrap_or_else(|| {
+                // SAFETY: both strings live over the call and `buf` is writable for its length.
+                retry_size(|| unsafe {
+                    libc::getxattr(link.absolute().as_ptr(), name.as_ptr(), value.cast(), size)
+                })
+            })
+        }
+    }
+}
+
+/// setxattr(2); `flags` are XATTR_CREATE / XATTR_REPLACE.
+pub fn set(target: Target<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
+    let (bytes, size) = (value.as_ptr(), value.len());
+    match target {
+        Target::Open(fd) => {
+            // SAFETY: `name` lives over the call and `value` is readable for its length.
+            retry(|| unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), bytes.cast(), size, flags) })
+                .map(drop)
+        }
+        Target::Path(proc, fd) => {
+            let link = FdName::new(fd);
+            let args = XattrArgs {
+                value: bytes as u64,
+                size: u32::try_from(size).unwrap_or(u32::MAX),
+                flags: flags.cast_unsigned(),
+            };
+            try_new(|| {
+                // SAFETY: all strings and `args` live over the call, `args` describes `value`.
+                retry(|| unsafe {
+                    libc::syscall(
+                        SYS_SETXATTRAT,
+                        proc.dir().as_raw_fd(),
+                        link.as_c_str().as_ptr(),
+                        0,
+                        name.as_ptr(),
+                        &raw const args,
+                        size_of::<XattrArgs>(),
+                    )
+                })
+            })
+            .unwrap_or_else(|| {
+                // SAFETY: both strings live over the call and `value` is readable for its length.
+                retry(|| unsafe {
+                    libc::setxattr(link.absolute().as_ptr(), name.as_ptr(), bytes.cast(), size, flags)
+                })
+                .map(|_| 0)
+            })
+            .map(drop)
+        }
+    }
+}
+
+/// removexattr(2).
+pub fn remove(target: Target<'_>, name: &CStr) -> Result<()> {
+    match target {
+        // SAFETY: `name` lives over the call.
+        Target::Open(fd) => retry(|| unsafe { libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()) }).map(drop),
+        Target::Path(proc, fd) => {
+            let link = FdName::new(fd);
+            try_new(|| {
+                // SAFETY: all strings live over the call.
+                retry(|| unsafe {
+                    libc::syscall(
+                        SYS_REMOVEXATTRAT,
+                        proc.dir().as_raw_fd(),
+                        link.as_c_str().as_ptr(),
+                        0,
+                        name.as_ptr(),
+                    )
+                })
+            })
+            .unwrap_or_else(|| {
+                // SAFETY: both strings live over the call.
+                retry(|| unsafe { libc::removexattr(link.absolute().as_ptr(), name.as_ptr()) }).map(|_| 0)
+            })
+            .map(drop)
+        }
+    }
+}
+
+/// listxattr(2): NUL-terminated names; an empty `buf` asks for the length. ERANGE.
+pub fn list(target: Target<'_>, buf: &mut [u8]) -> Result<usize> {
+    let (names, size) = (buf.as_mut_ptr(), buf.len());
+    match target {
+        // SAFETY: `buf` is writable for its length.
+        Target::Open(fd) => retry_size(|| unsafe { libc::flistxattr(fd.as_raw_fd(), names.cast(), size) }),
+        Target::Path(proc, fd) => {
+            let link = FdName::new(fd);
+            try_new(|| {
+                // SAFETY: the string lives over the call and `buf` is writable for its length.
+                retry(|| unsafe {
+                    libc::syscall(
+                        SYS_LISTXATTRAT,
+                        proc.dir().as_raw_fd(),
+                        link.as_c_str().as_ptr(),
+                        0,
+                        names,
+                        size,
+                    )
+                })
+            })
+            .unwrap_or_else(|| {
+                // SAFETY: as above.
+                retry_size(|| unsafe { libc::listxattr(link.absolute().as_ptr(), names.cast(), size) })
+            })
+        }
+    }
+}
