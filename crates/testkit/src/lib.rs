@@ -17,15 +17,18 @@
 pub mod client;
 pub mod frontend;
 pub mod layout;
+pub mod machine;
 pub mod memory;
 pub mod qtest;
 pub mod ring;
+pub mod scenario;
 pub mod transport;
 pub mod vhost_user;
 
 pub use client::{Client, Entry, Errno, Lock};
 pub use frontend::{Frontend, Vmm};
 pub use layout::{Pages, Slot};
+pub use machine::{Machine, MachineOptions};
 pub use memory::{Area, GuestMemory, Region};
 pub use qtest::{QtestDevice, QtestOptions, find_qemu};
 pub use ring::{Descriptor, Piece, Ring, RingOptions};
