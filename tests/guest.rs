@@ -1,0 +1,219 @@
+//! The whole way, with a stock Linux kernel at its far end: each test starts the built program on a
+//! fresh directory, lets `scripts/vm` boot a guest on it with a job from `tests/guest/`, and then
+//! looks at the directory from the host's side.
+//!
+//! Needs root (the share's files get owners) and what `scripts/setup` fetches; `scripts/test` sees
+//! to both. No test asserts a time; the time limits here only end what hangs.
+#![allow(missing_docs)]
+
+#[path = "guest/backend.rs"]
+mod backend;
+#[path = "guest/pjdfstest.rs"]
+mod pjdfstest;
+#[path = "guest/tree.rs"]
+mod tree;
+#[path = "guest/vm.rs"]
+mod vm;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use backend::Backend;
+use vm::{Vm, sha256, wait_until};
+
+/// Every kind of work, with every cache mode of the client, on one kernel.
+fn all_kinds_of_work(kernel: &str) {
+    let backend = Backend::start("passthrough");
+    fs::write(backend.share().join("from-the-host"), "written on the host\n").unwrap();
+    let probe = vm::compile_probe();
+    Vm::on(&backend)
+        .kernel(kernel)
+        .no_mount()
+        .add_tool("fsx")
+        .add("tests/guest/fsx.toml")
+        .add(&probe.path)
+        .run("work.sh")
+        .expect_success();
+
+    for cache in ["none", "mmap", "loose"] {
+        let kept = backend.share().join(cache).join("kept");
+        let file = kept.join("dir/below/file");
+        assert_eq!(
+            fs::read_to_string(&file).unwrap(),
+            format!("written in the guest with cache={cache}\n")
+        );
+        let meta = fs::metadata(&file).unwrap();
+        assert_eq!(meta.mode() & 0o7777, 0o604);
+        assert_eq!((meta.uid(), meta.gid()), (1, 2));
+        assert_eq!(meta.mtime(), 981_173_106);
+        assert_eq!(meta.nlink(), 2);
+        assert_eq!(fs::metadata(kept.join("hardlink")).unwrap().ino(), meta.ino());
+        let symlink = fs::read_link(kept.join("symlink")).unwrap();
+        assert_eq!(symlink, Path::new("dir/below/file"));
+        let empty = fs::metadata(kept.join("empty")).unwrap();
+        assert!(empty.is_dir());
+        assert_eq!(empty.mode() & 0o7777, 0o751);
+        assert_eq!(fs::read(kept.join("large")).unwrap(), vec![b'k'; 300_000]);
+        assert!(
+            fs::symlink_metadata(kept.join("fifo"))
+                .unwrap()
+                .file_type()
+                .is_fifo()
+        );
+    }
+    backend.stop();
+}
+
+#[test]
+fn all_kinds_of_work_on_the_stable_kernel() {
+    all_kinds_of_work("stable");
+}
+
+#[test]
+fn all_kinds_of_work_on_the_backports_kernel() {
+    all_kinds_of_work("backports");
+}
+
+/// Runs pjdfstest on the share and on the host's own file system, and compares.
+fn posix_behaviour(model: &str) {
+    let backend = Backend::start(model);
+    let output = Vm::on(&backend)
+        .timeout(Duration::from_secs(1200))
+        .add_tool("pjdfstest")
+        .add("tests/guest/pjdfstest.toml")
+        .run("pjdfstest.sh");
+    output.expect_success();
+    let guest = pjdfstest::Results::parse(&output.text);
+    let host = pjdfstest::Results::of_host();
+    pjdfstest::compare(&host, &guest);
+    backend.stop();
+}
+
+#[test]
+fn pjdfstest_with_passthrough() {
+    posix_behaviour("passthrough");
+}
+
+#[test]
+fn pjdfstest_with_squash() {
+    posix_behaviour("squash");
+}
+
+#[test]
+fn archive_is_unpacked_listed_compared_packed_and_removed() {
+    let backend = Backend::start("passthrough");
+    let share = backend.share();
+    let origin = tempfile::tempdir().unwrap();
+    let tree = origin.path().join("tree");
+    tree::generate(&tree);
+    let archive = share.join("archive.tar");
+    tree::pack(&tree, &archive);
+    let before = fs::read(&archive).unwrap();
+
+    let job = Vm::on(&backend).memory("1G").start("archive.sh");
+    // The guest goes on when the host has looked.
+    let ready = share.join("look-now");
+    let reached = wait_until(Duration::from_secs(600), || ready.exists() || job.is_finished());
+    if !reached || !ready.exists() {
+        job.wait().expect_success();
+        panic!("the guest ended without waiting for the host");
+    }
+    let differences = tree::differences(&tree, &share.join("tree"));
+    let again = origin.path().join("again");
+    tree::unpack(&share.join("again.tar"), &again);
+    let repacked = tree::differences(&tree, &again);
+    fs::write(share.join("go-on"), "").unwrap();
+    job.wait().expect_success();
+
+    assert_eq!(
+        differences,
+        Vec::<String>::new(),
+        "what the guest unpacked differs"
+    );
+    assert_eq!(repacked, Vec::<String>::new(), "what the guest packed differs");
+    let mut left: Vec<_> = fs::read_dir(share)
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["archive.tar", "go-on"], "the guest did not remove all");
+    assert!(
+        fs::read(&archive).unwrap() == before,
+        "the archive itself changed"
+    );
+    backend.stop();
+}
+
+#[test]
+fn large_file_is_copied_each_way() {
+    let backend = Backend::start("squash");
+    let share = backend.share();
+    let came = share.join("to-the-guest");
+    let made = Command::new("dd")
+        .args([
+            "if=/dev/urandom",
+            "bs=1M",
+            "count=64",
+            "status=none",
+            "iflag=fullblock",
+        ])
+        .arg(format!("of={}", came.display()))
+        .status();
+    assert!(made.unwrap().success());
+
+    let output = Vm::on(&backend).memory("1G").run("copy.sh");
+    output.expect_success();
+    let sum = |label: &str| {
+        let line = output.text.lines().find_map(|line| line.strip_prefix(label));
+        line.unwrap_or_else(|| panic!("no line {label:?}"))
+            .split_whitespace()
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(sum("sum of what came: "), sha256(&came), "host to guest");
+    assert_eq!(
+        sha256(&share.join("from-the-guest")),
+        sha256(&came),
+        "guest to host"
+    );
+    let new = share.join("new-from-the-guest");
+    assert_eq!(fs::metadata(&new).unwrap().len(), 64 << 20);
+    assert_eq!(
+        sum("sum of what is new: "),
+        sha256(&new),
+        "guest to host, odd blocks"
+    );
+    backend.stop();
+}
+
+/// One backend outlives the device's reset, the guest's reboot, the guest's sudden death, and goes
+/// on with the next guest, always on the same listener.
+#[test]
+fn backend_outlives_its_guests() {
+    let backend = Backend::start("passthrough");
+    let boots = || fs::read_to_string(backend.share().join("boots")).unwrap();
+
+    // Two reboots inside of one QEMU: no new connection, but all set up again.
+    let output = Vm::on(&backend).allow_reboot().run("reboot.sh");
+    output.expect_success();
+    assert_eq!(boots().trim(), "3");
+
+    // QEMU is killed while the guest is busy: the connection breaks with requests under way.
+    let busy = Vm::on(&backend).start("busy.sh");
+    let rounds = backend.share().join("rounds");
+    assert!(
+        wait_until(Duration::from_secs(120), || rounds.exists() || busy.is_finished()),
+        "the guest is not getting to work"
+    );
+    busy.kill();
+
+    // The next front-end finds the backend listening, and a session without its predecessor's fids.
+    let output = Vm::on(&backend).run("reboot.sh");
+    output.expect_success();
+    assert_eq!(boots().trim(), "4");
+    backend.stop();
+}

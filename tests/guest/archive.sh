@@ -1,0 +1,38 @@
+# Unpacks archive.tar of the share on the share, lists it, compares it with the same archive
+# unpacked in memory, and packs it again; then lets the host look, and removes everything.
+
+cd /mnt || exit 1
+mkdir tree /tmp/tree || exit 1
+echo "unpacking"
+tar -xpf archive.tar -C tree || exit 1
+tar -xpf archive.tar -C /tmp/tree || exit 1
+# Ownership is the archive's: tar as root restores it.
+
+echo "listing"
+# Everything that must agree: type and mode, links, owner, time, name and target. Not a
+# directory's size, nor its link count, which are the file system's own affair.
+list() { (cd "$1" && find . ! -type d -exec stat -c '%A %h %u:%g %s %Y %N' {} + | sort && find . -type d -exec stat -c '%A %u:%g %Y %N' {} + | sort); }
+list tree >/tmp/on-the-share
+list /tmp/tree >/tmp/in-memory
+diff /tmp/in-memory /tmp/on-the-share || { echo "the listings differ" && exit 1; }
+echo "$(wc -l </tmp/on-the-share) entries"
+
+echo "comparing"
+diff -r /tmp/tree tree || { echo "the contents differ" && exit 1; }
+
+echo "packing"
+tar -cf again.tar -C tree . || exit 1
+
+echo "waiting for the host"
+sync
+touch look-now
+n=0
+while [ ! -e go-on ]; do
+    n=$((n + 1))
+    [ $n -lt 1200 ] || { echo "the host does not go on" && exit 1; }
+    sleep 0.1
+done
+
+echo "removing"
+rm -r tree again.tar look-now || exit 1
+[ "$(ls -A | sort | xargs)" = "archive.tar go-on" ] || { ls -lA && exit 1; }
