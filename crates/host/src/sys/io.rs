@@ -145,6 +145,12 @@ pub fn set_lock(fd: BorrowedFd<'_>, lock: Lock) -> Result<()> {
     }
 }
 
+/// flock(2): waits for the exclusive lock of the whole file, which goes with the open file description.
+pub fn lock_whole(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: no memory is passed.
+    retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX) }).map(drop)
+}
+
 /// `F_OFD_GETLK`: the first lock that is in the way of `lock`, and the process that holds it (-1 for one of an
 /// open file description).
 pub fn get_lock(fd: BorrowedFd<'_>, lock: Lock) -> Result<Option<(Lock, i32)>> {

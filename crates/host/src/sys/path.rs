@@ -2,10 +2,11 @@
 
 use std::ffi::CStr;
 use std::io::Result;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{FdName, ProcFd, errno, retry, retry_fd, retry_size};
+use super::{FdName, ProcFd, errno, error, retry, retry_fd, retry_size};
+use crate::name::Name;
 
 fn raw(dir: Option<BorrowedFd<'_>>) -> i32 {
     dir.map_or(libc::AT_FDCWD, |dir| dir.as_raw_fd())
@@ -55,6 +56,43 @@ pub fn open_beneath(dir: BorrowedFd<'_>, name: &CStr, flags: i32, mode: u32) -> 
     }
     // SAFETY: as in `open_at`.
     retry_fd(|| unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, mode) })
+}
+
+/// Opens `path`, of any number of components, below `dir`: through no symlink and no magic link, never above it.
+/// Where openat2(2) is missing, the components are opened one by one, with `O_NOFOLLOW` each.
+pub fn open_below(dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<OwnedFd> {
+    if !NO_OPENAT2.load(Ordering::Relaxed) {
+        // SAFETY: an open_how of zeros is a valid one (plain numbers).
+        let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+        how.flags = u64::from((flags | libc::O_CLOEXEC | libc::O_NOFOLLOW).cast_unsigned());
+        how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS | libc::RESOLVE_NO_SYMLINKS;
+        // SAFETY: `path` and `how` live over the call, the size is that of `how`.
+        let result = retry_fd(|| unsafe {
+            libc::syscall(
+                libc::SYS_openat2,
+                dir.as_raw_fd(),
+                path.as_ptr(),
+                &raw const how,
+                size_of::<libc::open_how>(),
+            )
+        });
+        match result {
+            // As in `open_beneath`.
+            Err(e) if matches!(errno(&e), libc::ENOSYS | libc::EPERM) => {}
+            other => return other,
+        }
+    }
+    let mut at = dir.try_clone_to_owned()?;
+    let mut components = path.to_bytes().split(|&b| b == b'/').peekable();
+    while let Some(component) = components.next() {
+        let name = Name::new(component).map_err(|_| error(libc::ENOENT))?;
+        let flags = match components.peek() {
+            Some(_) => libc::O_PATH | libc::O_DIRECTORY,
+            None => flags,
+        };
+        at = open_beneath(at.as_fd(), name.as_c_str(), flags, 0)?;
+    }
+    Ok(at)
 }
 
 /// mkdirat(2).

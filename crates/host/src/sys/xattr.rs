@@ -89,6 +89,38 @@ pub fn get(target: Target<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize> {
     }
 }
 
+/// As [`get`] for the object called `entry` in `dir` (`O_PATH` or not), a symlink itself.
+pub fn get_at(dir: BorrowedFd<'_>, entry: &CStr, name: &CStr, buf: &mut [u8]) -> Result<usize> {
+    let (value, size) = (buf.as_mut_ptr(), buf.len());
+    let args = XattrArgs {
+        value: value as u64,
+        size: u32::try_from(size).unwrap_or(u32::MAX),
+        flags: 0,
+    };
+    let new = try_new(|| {
+        // SAFETY: all strings and `args` live over the call, `args` describes `buf`.
+        retry(|| unsafe {
+            libc::syscall(
+                SYS_GETXATTRAT,
+                dir.as_raw_fd(),
+                entry.as_ptr(),
+                libc::AT_SYMLINK_NOFOLLOW,
+                name.as_ptr(),
+                &raw const args,
+                size_of::<XattrArgs>(),
+            )
+        })
+    });
+    new.unwrap_or_else(|| {
+        let mut path = FdName::new(dir).absolute().to_bytes().to_vec();
+        path.push(b'/');
+        path.extend_from_slice(entry.to_bytes_with_nul());
+        let path = CStr::from_bytes_until_nul(&path).unwrap_or_default();
+        // SAFETY: both strings live over the call and `buf` is writable for its length.
+        retry_size(|| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.cast(), size) })
+    })
+}
+
 /// setxattr(2); `flags` are XATTR_CREATE / XATTR_REPLACE.
 pub fn set(target: Target<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<()> {
     let (bytes, size) = (value.as_ptr(), value.len());

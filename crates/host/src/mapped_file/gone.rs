@@ -1,0 +1,135 @@
+//! What is kept of objects that have lost the name under which it was kept: a file that the guest has open and has
+//! unlinked still has an owner and a mode.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::metadata;
+use crate::virtfs::Kept;
+
+/// So many objects are remembered; the oldest are forgotten first and then show the host's values.
+const OBJECTS: usize = 16384;
+
+/// For so many of them the metadata file itself is held open.
+const FILES: usize = 64;
+
+/// Device and inode number.
+pub type Key = (u64, u64);
+
+struct Entry {
+    kept: Kept,
+    /// The metadata file, when the object has further names that share it.
+    file: Option<OwnedFd>,
+    serial: u64,
+}
+
+/// The memory. Nothing tells it when the last descriptor of an object closes, so it is bounded instead.
+#[derive(Default)]
+pub struct Gone {
+    entries: HashMap<Key, Entry>,
+    /// Every key in the order of coming; one whose serial is not its entry's has come again since.
+    order: VecDeque<(Key, u64)>,
+    files: VecDeque<(Key, u64)>,
+    serial: u64,
+}
+
+impl Gone {
+    /// Remembers `kept` for an object, and its metadata file when other names of the object share that.
+    pub fn put(&mut self, key: Key, kept: Kept, file: Option<OwnedFd>) {
+        self.serial += 1;
+        let serial = self.serial;
+        self.order.push_back((key, serial));
+        if file.is_some() {
+            self.files.push_back((key, serial));
+        }
+        self.entries.insert(key, Entry { kept, file, serial });
+        while self.order.len() > OBJECTS {
+            if let Some((key, serial)) = self.order.pop_front()
+                && self.entries.get(&key).is_some_and(|e| e.serial == serial)
+            {
+                self.entries.remove(&key);
+            }
+        }
+        while self.files.len() > FILES {
+            if let Some((key, serial)) = self.files.pop_front()
+                && let Some(entry) = self.entries.get_mut(&key).filter(|e| e.serial == serial)
+                && let Some(file) = entry.file.take()
+            {
+                entry.kept = metadata::read(file.as_fd());
+            }
+        }
+    }
+
+    /// What is kept of an object without a name.
+    pub fn get(&self, key: Key) -> Kept {
+        match self.entries.get(&key) {
+            Some(Entry { file: Some(file), .. }) => metadata::read(file.as_fd()),
+            Some(entry) => entry.kept,
+            None => Kept::NOTHING,
+        }
+    }
+
+    /// Changes what is kept of an object without a name.
+    pub fn change(&mut self, key: Key, change: &dyn Fn(&Kept) -> Kept) -> std::io::Result<()> {
+        match self.entries.get_mut(&key) {
+            Some(Entry { file: Some(file), .. }) => metadata::rewrite(file.as_fd(), change),
+            Some(entry) => {
+                entry.kept = change(&entry.kept);
+                Ok(())
+            }
+            None => {
+                self.put(key, change(&Kept::NOTHING), None);
+                Ok(())
+            }
+        }
+    }
+
+    /// The metadata file that other names of the object share.
+    pub fn file(&self, key: Key) -> Option<&OwnedFd> {
+        self.entries.get(&key)?.file.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owned_by(uid: u32) -> Kept {
+        Kept {
+            uid: Some(uid),
+            ..Kept::NOTHING
+        }
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_forgets_the_oldest() {
+        let mut gone = Gone::default();
+        for ino in 0..3 * OBJECTS as u64 {
+            gone.put((1, ino), owned_by(7), None);
+            gone.put((1, 0), owned_by(8), None);
+        }
+        assert!(gone.entries.len() <= OBJECTS && gone.order.len() <= OBJECTS);
+        assert_eq!(gone.get((1, 1)), Kept::NOTHING);
+        assert_eq!(gone.get((1, 0)), owned_by(8));
+        assert_eq!(gone.get((1, 3 * OBJECTS as u64 - 1)), owned_by(7));
+    }
+
+    #[test]
+    fn shared_metadata_files_are_read_anew_and_bounded() {
+        let mut gone = Gone::default();
+        for ino in 0..200u64 {
+            let file = tempfile::tempfile().unwrap();
+            std::io::Write::write_all(&mut &file, b"virtfs.uid=5\n").unwrap();
+            gone.put((1, ino), owned_by(1), Some(file.into()));
+        }
+        assert!(gone.file((1, 0)).is_none() && gone.file((1, 199)).is_some());
+        assert_eq!(gone.files.len(), FILES);
+        // What was forgotten of the file was read at that moment.
+        assert_eq!(gone.get((1, 0)), owned_by(5));
+        assert_eq!(gone.get((1, 199)), owned_by(5));
+        gone.change((1, 199), &|_| owned_by(6)).unwrap();
+        assert_eq!(gone.get((1, 199)), owned_by(6));
+        gone.change((1, 0), &|_| owned_by(9)).unwrap();
+        assert_eq!(gone.get((1, 0)), owned_by(9));
+    }
+}

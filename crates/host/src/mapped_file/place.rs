@@ -1,0 +1,192 @@
+//! From a descriptor to a name: metadata are kept by name, and all we have of an object is a descriptor.
+//!
+//! The kernel knows the name: the magic link of the descriptor shows the path, that of the shared directory shows
+//! how much of it to take away. Both follow renames by anybody. What they show may be out of date a moment later
+//! (this mode's lock excludes that for renames by its own guest) and ends in " (deleted)" when the name is gone.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::metadata;
+use crate::context::Context;
+use crate::name::Name;
+use crate::sys::attr::Statx;
+use crate::sys::{self, FdName, errno};
+use crate::virtfs::Kept;
+
+const PATH_MAX: usize = libc::PATH_MAX as usize;
+const DELETED: &[u8] = b" (deleted)";
+
+/// Room for a path.
+pub type Room = [u8; PATH_MAX];
+
+/// Where an object is kept. Lives on the stack for the length of one operation.
+#[expect(clippy::large_enum_variant, reason = "never stored, never moved far")]
+pub enum Place {
+    /// It is the shared directory.
+    Root,
+    /// It has a name: the directory (`O_PATH`) and the name.
+    Named(OwnedFd, Name),
+    /// It has no name, or none that can be found.
+    Nameless,
+}
+
+/// The path of the object below the shared directory, empty for that directory itself; `None` when the kernel shows
+/// none there: the object was moved out of the share, or the path is longer than a page.
+fn below<'r>(context: &Context, fd: BorrowedFd<'_>, room: &'r mut Room) -> io::Result<Option<&'r [u8]>> {
+    let mut root = [0; PATH_MAX];
+    let link = |fd, room: &mut Room| {
+        let len = sys::path::read_link(context.proc().dir(), FdName::new(fd).as_c_str(), room);
+        match len {
+            Err(e) if errno(&e) == libc::ENAMETOOLONG => Ok(None),
+            // A path that fills the room may have been cut.
+            Ok(len) => Ok((len < PATH_MAX).then_some(len)),
+            Err(e) => Err(e),
+        }
+    };
+    let (Some(root_len), Some(len)) = (link(context.root(), &mut root)?, link(fd, room)?) else {
+        return Ok(None);
+    };
+    let mut root = root.get(..root_len).unwrap_or_default();
+    if root == b"/" {
+        root = b"";
+    }
+    let path: &'r [u8] = room.get(..len).unwrap_or_default();
+    Ok(match path.strip_prefix(root) {
+        Some(b"" | b"/") => Some(b""),
+        Some([b'/', rest @ ..]) => Some(rest),
+        _ => None,
+    })
+}
+
+/// Directory part and last name of a relative path.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// A NUL-terminated path made of pieces; `None` when it is longer than any path the kernel takes.
+fn join<'r>(room: &'r mut Room, pieces: &[&[u8]]) -> Option<&'r CStr> {
+    let mut len = 0;
+    for piece in pieces {
+        room.get_mut(len..len + piece.len())?.copy_from_slice(piece);
+        len += piece.len();
+    }
+    *room.get_mut(len)? = 0;
+    CStr::from_bytes_with_nul(room.get(..=len)?).ok()
+}
+
+/// Opens the directory `path` below the shared directory.
+fn open_directory(context: &Context, path: &[u8]) -> io::Result<Option<OwnedFd>> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY;
+    if path.is_empty() {
+        return context.root().try_clone_to_owned().map(Some);
+    }
+    match join(&mut [0; PATH_MAX], &[path]) {
+        Some(path) => metadata::there(sys::path::open_below(context.root(), path, flags)),
+        None => Ok(None),
+    }
+}
+
+fn same(a: &Statx, b: &Statx) -> bool {
+    (a.stx_dev_major, a.stx_dev_minor, a.stx_ino) == (b.stx_dev_major, b.stx_dev_minor, b.stx_ino)
+}
+
+/// Directory and name of `path`, if that is the object of `stat` indeed.
+fn named(context: &Context, stat: &Statx, path: &[u8]) -> io::Result<Option<Place>> {
+    let (dir, name) = split(path);
+    let Ok(name) = Name::new(name) else {
+        return Ok(None);
+    };
+    let Some(dir) = open_directory(context, dir)? else {
+        return Ok(None);
+    };
+    Ok(
+        match metadata::there(sys::attr::stat_at(dir.as_fd(), name.as_c_str()))? {
+            Some(there) if same(&there, stat) => Some(Place::Named(dir, name)),
+            _ => None,
+        },
+    )
+}
+
+/// Finds the name of the object of `stat`, which `fd` names.
+pub fn find(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<Place> {
+    if context.is_root(stat) {
+        return Ok(Place::Root);
+    }
+    let mut room = [0; PATH_MAX];
+    // Somebody else may be renaming just now: the next look sees the new name.
+    for _ in 0..4 {
+        if stat.stx_nlink == 0 {
+            break;
+        }
+        let Some(path) = below(context, fd, &mut room)?.filter(|path| !path.is_empty()) else {
+            break;
+        };
+        if let Some(place) = named(context, stat, path)? {
+            return Ok(place);
+        }
+        // A network file system may have dropped the name from its cache only.
+        if let Some(path) = path.strip_suffix(DELETED) {
+            return Ok(named(context, stat, path)?.unwrap_or(Place::Nameless));
+        }
+    }
+    Ok(Place::Nameless)
+}
+
+/// What is kept of the object of `stat`, which `fd` names; `None` when it has no name. The short way for reading: one
+/// open instead of two, and the name is trusted unless it looks deleted.
+pub fn load(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<Option<Kept>> {
+    if context.is_root(stat) {
+        return metadata::load(context.root(), metadata::ROOT).map(Some);
+    }
+    let mut room = [0; PATH_MAX];
+    if stat.stx_nlink == 0 {
+        return Ok(None);
+    }
+    let Some(path) = below(context, fd, &mut room)?.filter(|path| !path.is_empty()) else {
+        return Ok(None);
+    };
+    let (dir, name) = split(path);
+    let mut whole = [0; PATH_MAX];
+    let between: &[u8] = if dir.is_empty() { b"" } else { b"/" };
+    let pieces = [dir, between, metadata::DIRECTORY.to_bytes(), b"/", name];
+    if let Some(whole) = join(&mut whole, &pieces)
+        && !path.ends_with(DELETED)
+    {
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
+        let file = metadata::there(sys::path::open_below(context.root(), whole, flags))?;
+        return Ok(Some(
+            file.map_or(Kept::NOTHING, |file| metadata::read(file.as_fd())),
+        ));
+    }
+    match find(context, fd, stat)? {
+        Place::Named(dir, name) => match metadata::directory(dir.as_fd())? {
+            Some(directory) => metadata::load(directory.as_fd(), name.as_c_str()).map(Some),
+            None => Ok(Some(Kept::NOTHING)),
+        },
+        _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_taken_apart_and_put_together() {
+        assert_eq!(split(b"a"), (&b""[..], &b"a"[..]));
+        assert_eq!(split(b"a/b/c"), (&b"a/b"[..], &b"c"[..]));
+        let mut room = [1; PATH_MAX];
+        assert_eq!(join(&mut room, &[b"a", b"/", b"b"]), Some(c"a/b"));
+        assert_eq!(
+            join(&mut room, &[&[b'x'; PATH_MAX - 1]]).map(|p| p.count_bytes()),
+            Some(PATH_MAX - 1)
+        );
+        assert_eq!(join(&mut room, &[&[b'x'; PATH_MAX]]), None);
+        assert_eq!(join(&mut room, &[&[b'x'; PATH_MAX], b"y"]), None);
+    }
+}
