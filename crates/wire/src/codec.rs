@@ -201,6 +201,14 @@ impl<'b> Writer<'b> {
         Some(())
     }
 
+    /// The next `len` bytes as a writer of their own: what is put there needs no further check.
+    #[inline(always)]
+    pub(crate) fn part(&mut self, len: usize) -> Option<Writer<'b>> {
+        let (head, tail) = mem::take(&mut self.rest).split_at_mut_checked(len)?;
+        self.rest = tail;
+        Some(Writer { rest: head })
+    }
+
     #[inline(always)]
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Option<()> {
         let (head, tail) = mem::take(&mut self.rest).split_at_mut_checked(bytes.len())?;

@@ -33,18 +33,21 @@ impl Field<'_> for Qid {
 
     #[inline(always)]
     fn get(from: &mut Reader<'_>) -> Result<Self, DecodeErrorKind> {
+        let bytes = from.take::<{ Qid::LEN }>()?;
+        let mut from = Reader::new(&bytes);
         Ok(Qid {
-            kind: Field::get(from)?,
-            version: Field::get(from)?,
-            path: Field::get(from)?,
+            kind: Field::get(&mut from)?,
+            version: Field::get(&mut from)?,
+            path: Field::get(&mut from)?,
         })
     }
 
     #[inline(always)]
     fn put(&self, to: &mut Writer<'_>) -> Option<()> {
-        self.kind.put(to)?;
-        self.version.put(to)?;
-        self.path.put(to)
+        let mut to = to.part(Qid::LEN)?;
+        self.kind.put(&mut to)?;
+        self.version.put(&mut to)?;
+        self.path.put(&mut to)
     }
 
     fn show(&self) -> impl fmt::Debug {
