@@ -3,7 +3,7 @@
 use core::fmt;
 use core::mem;
 
-/// Bytes before a message's body: size[4] type[1] tag[2].
+/// Bytes before a message's body: `size[4] type[1] tag[2]`.
 pub const HEADER_LEN: usize = 7;
 
 /// Why a frame is not a message.
@@ -262,7 +262,7 @@ macro_rules! integer_field {
 
 integer_field!(u8, u16, u32, u64);
 
-/// A string: len[2] and that many bytes, no terminator, no encoding implied.
+/// A string: `len[2]` and that many bytes, no terminator, no encoding implied.
 impl<'a> Field<'a> for &'a [u8] {
     const LEAST: usize = 2;
     const FIXED: bool = false;

@@ -105,7 +105,7 @@ empty_messages! {
     Runlinkat = RUNLINKAT;
 }
 
-/// Directory entries: count[4] data[count]. None at the end of the directory.
+/// Directory entries: `count[4] data[count]`. None at the end of the directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rreaddir<'a> {
     /// [`Dirent`]s, one after the other.
@@ -156,7 +156,7 @@ pub fn encode_rreaddir_header(buf: &mut [u8], tag: u16, count: u32) -> Option<us
     encode_counted_header(buf, RREADDIR, tag, count)
 }
 
-/// A directory entry: qid[13] offset[8] type[1] name[s].
+/// A directory entry: `qid[13] offset[8] type[1] name[s]`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Dirent<'a> {
     /// The file. Linux takes no more than its `path` as inode number from here.

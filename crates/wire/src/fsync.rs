@@ -3,7 +3,7 @@
 use crate::codec::{DecodeErrorKind, Field, Message, Reader, Writer, empty_messages};
 use crate::types::TFSYNC;
 
-/// Flushes an open file to storage: fid[4] datasync[4].
+/// Flushes an open file to storage: `fid[4] datasync[4]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tfsync {
     /// The fid.

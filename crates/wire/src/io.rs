@@ -26,7 +26,7 @@ messages! { 'a:
     }
 }
 
-/// What was read: count[4] data[count]. Nothing at the end of the file.
+/// What was read: `count[4] data[count]`. Nothing at the end of the file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Rread<'a> {
     /// The bytes.
@@ -72,7 +72,7 @@ pub fn encode_rread_header(buf: &mut [u8], tag: u16, count: u32) -> Option<usize
     encode_counted_header(buf, RREAD, tag, count)
 }
 
-/// Writes to an open file, or to the fid of a Txattrcreate: fid[4] offset[8] count[4] data[count].
+/// Writes to an open file, or to the fid of a Txattrcreate: `fid[4] offset[8] count[4] data[count]`.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Twrite<'a> {
     /// The fid.
@@ -149,7 +149,7 @@ impl fmt::Debug for Twrite<'_> {
     }
 }
 
-/// The data of a body count[4] data[count].
+/// The data of a body `count[4] data[count]`.
 #[inline]
 pub(crate) fn counted(body: &[u8]) -> Result<&[u8], DecodeErrorKind> {
     let mut from = Reader::new(body);

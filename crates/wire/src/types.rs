@@ -6,7 +6,7 @@ use core::fmt;
 
 use crate::codec::{DecodeErrorKind, Field, Reader, Writer};
 
-/// The server's name for a file: type[1] version[4] path[8].
+/// The server's name for a file: `type[1] version[4] path[8]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Qid {
     /// [`QTDIR`], [`QTSYMLINK`] or [`QTFILE`] (field `type` of the protocol).

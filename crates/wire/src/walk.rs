@@ -12,13 +12,13 @@ messages! { 'a:
         fid: u32,
         /// The new fid; may be `fid` itself, which then moves.
         newfid: u32,
-        /// nwname[2] nwname*(name[s]).
+        /// `nwname[2] nwname*(name[s])`.
         names: Names<'a>,
     }
 
     /// How far a walk came: as many qids as names if all the way, and only then is there a new fid.
     Rwalk<'a> = RWALK {
-        /// nwqid[2] nwqid*(qid[13]).
+        /// `nwqid[2] nwqid*(qid[13])`.
         qids: Qids<'a>,
     }
 
@@ -88,7 +88,7 @@ impl<'a, T: Field<'a> + Copy> Repr<'a, T> {
         }
     }
 
-    /// Bytes on the wire, count[2] included.
+    /// Bytes on the wire, `count[2]` included.
     #[inline]
     fn wire_len(&self) -> Option<usize> {
         match *self {
