@@ -1,0 +1,345 @@
+//! From a descriptor chain to two byte streams.
+//!
+//! virtio 1.2, 2.7: a chain is descriptors of the ring's table linked by `next`, of which the last may refer to an
+//! indirect table with a chain of its own. All of it is the guest's to write at any time, so each descriptor is read
+//! once, and every index, address and length is checked.
+
+use std::fmt;
+
+use host::IoVec;
+
+use crate::memory::Memory;
+use crate::ring::RingView;
+
+/// Most descriptors in one chain, tables included: what one preadv2 or pwritev2 takes (IOV_MAX). Linux's client
+/// uses at most 128.
+pub const MAX_DESCRIPTORS: usize = 1024;
+
+const F_NEXT: u16 = 1;
+const F_WRITE: u16 = 2;
+const F_INDIRECT: u16 = 4;
+const DESCRIPTOR_SIZE: u64 = 16;
+
+/// What is wrong with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChainError {
+    /// An index beyond its table.
+    Index(u16),
+    /// More than [`MAX_DESCRIPTORS`], a loop included.
+    TooLong,
+    /// Bytes that are not guest memory: address and length.
+    Address(u64, u32),
+    /// A device-readable descriptor after a device-writable one (2.7.4.2 forbids it).
+    Order,
+    /// An indirect table in an indirect table, or one that does not end its chain.
+    Nested,
+    /// An indirect table whose length is not a multiple of 16, or 0.
+    Table(u32),
+}
+
+impl fmt::Display for ChainError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChainError::Index(index) => write!(f, "descriptor {index} is beyond its table"),
+            ChainError::TooLong => write!(f, "more than {MAX_DESCRIPTORS} descriptors"),
+            ChainError::Address(address, len) => {
+                write!(f, "{len} bytes at {address:#x} are not guest memory")
+            }
+            ChainError::Order => write!(f, "a readable descriptor follows a writable one"),
+            ChainError::Nested => write!(f, "an indirect table where none may be"),
+            ChainError::Table(len) => write!(f, "an indirect table of {len} bytes"),
+        }
+    }
+}
+
+/// One descriptor, read once.
+#[derive(Clone, Copy, Debug)]
+struct Descriptor {
+    address: u64,
+    len: u32,
+    flags: u16,
+    next: u16,
+}
+
+/// Reads the descriptor at `at`.
+///
+/// # Safety
+/// 16 bytes at `at` must be mapped.
+#[inline]
+unsafe fn read_descriptor(at: *const u8) -> Descriptor {
+    // SAFETY: the caller vouches for the bytes; an array of bytes needs no alignment. Volatile, so that what was
+    // checked is what is used even if the guest writes meanwhile.
+    let raw = unsafe { std::ptr::read_volatile(at.cast::<[u8; 16]>()) };
+    let raw = u128::from_le_bytes(raw);
+    Descriptor {
+        address: raw as u64,
+        len: (raw >> 64) as u32,
+        flags: (raw >> 96) as u16,
+        next: (raw >> 112) as u16,
+    }
+}
+
+/// A descriptor table: the ring's own, or an indirect one.
+enum Table<'a> {
+    /// All of it is mapped at this address.
+    Mapped(*const u8),
+    /// It crosses memory regions: each descriptor is looked up.
+    Scattered(&'a Memory, u64),
+}
+
+impl Table<'_> {
+    /// Descriptor `index`, which the caller has checked against the table's length.
+    #[inline]
+    fn get(&self, index: u16) -> Option<Descriptor> {
+        let offset = u64::from(index) * DESCRIPTOR_SIZE;
+        let at = match self {
+            Table::Mapped(base) => base.wrapping_add(offset as usize),
+            Table::Scattered(memory, address) => {
+                memory.contiguous(address.checked_add(offset)?, DESCRIPTOR_SIZE)?
+            }
+        };
+        // SAFETY: `index` lies in the table, whose descriptors were checked to be mapped.
+        Some(unsafe { read_descriptor(at) })
+    }
+}
+
+/// Collects the pieces of a chain.
+struct Walk<'a> {
+    memory: &'a Memory,
+    readable: &'a mut Vec<IoVec>,
+    writable: &'a mut Vec<IoVec>,
+    count: usize,
+}
+
+impl Walk<'_> {
+    #[inline]
+    fn count(&mut self) -> Result<(), ChainError> {
+        self.count += 1;
+        if self.count > MAX_DESCRIPTORS {
+            return Err(ChainError::TooLong);
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn add(&mut self, descriptor: Descriptor) -> Result<(), ChainError> {
+        // A length of 0 is legal and adds nothing, wherever it points to.
+        if descriptor.len == 0 {
+            return Ok(());
+        }
+        let list = if descriptor.flags & F_WRITE != 0 {
+            &mut *self.writable
+        } else if self.writable.is_empty() {
+            &mut *self.readable
+        } else {
+            return Err(ChainError::Order);
+        };
+        let len = u64::from(descriptor.len);
+        if !self.memory.append(descriptor.address, len, MAX_DESCRIPTORS, list) {
+            return Err(ChainError::Address(descriptor.address, descriptor.len));
+        }
+        Ok(())
+    }
+
+    fn indirect(&mut self, table: Descriptor) -> Result<(), ChainError> {
+        let entries = u64::from(table.len) / DESCRIPTOR_SIZE;
+        if entries == 0 || u64::from(table.len) % DESCRIPTOR_SIZE != 0 {
+            return Err(ChainError::Table(table.len));
+        }
+        // 2.7.5.3.2 lets a table be longer than the ring; `next` has 16 bits, so more cannot be reached.
+        let entries = u16::try_from(entries).unwrap_or(u16::MAX);
+        let descriptors = match self.memory.contiguous(table.address, u64::from(table.len)) {
+            Some(base) => Table::Mapped(base),
+            None => Table::Scattered(self.memory, table.address),
+        };
+        let mut index = 0;
+        loop {
+            self.count()?;
+            let descriptor = descriptors
+                .get(index)
+                .ok_or(ChainError::Address(table.address, table.len))?;
+            if descriptor.flags & F_INDIRECT != 0 {
+                return Err(ChainError::Nested);
+            }
+            self.add(descriptor)?;
+            if descriptor.flags & F_NEXT == 0 {
+                return Ok(());
+            }
+            if descriptor.next >= entries {
+                return Err(ChainError::Index(descriptor.next));
+            }
+            index = descriptor.next;
+        }
+    }
+}
+
+/// Walks the chain that begins at descriptor `head` of `ring`; puts what the device may read and what it may write
+/// into the two lists (emptied first), pieces that follow each other in this process merged.
+pub fn walk(
+    ring: &RingView,
+    head: u16,
+    readable: &mut Vec<IoVec>,
+    writable: &mut Vec<IoVec>,
+) -> Result<(), ChainError> {
+    readable.clear();
+    writable.clear();
+    let mut walk = Walk {
+        memory: ring.memory(),
+        readable,
+        writable,
+        count: 0,
+    };
+    let table = Table::Mapped(ring.descriptors());
+    let mut index = head;
+    loop {
+        walk.count()?;
+        if index >= ring.size() {
+            return Err(ChainError::Index(index));
+        }
+        let descriptor = table.get(index).ok_or(ChainError::Index(index))?;
+        if descriptor.flags & F_INDIRECT != 0 {
+            if descriptor.flags & F_NEXT != 0 {
+                return Err(ChainError::Nested);
+            }
+            return walk.indirect(descriptor);
+        }
+        walk.add(descriptor)?;
+        if descriptor.flags & F_NEXT == 0 {
+            return Ok(());
+        }
+        index = descriptor.next;
+    }
+}
+
+/// Copies from the start of the stream `pieces`, which [`walk`] has just given for a ring view that is still there.
+pub fn copy(pieces: &[IoVec], into: &mut [u8]) {
+    // SAFETY: `walk` gives mapped guest memory only, and the ring view keeps it mapped.
+    unsafe { IoVec::read(pieces, 0, into) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::RingAddresses;
+    use std::sync::Arc;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    const DESC: u64 = 0x1000;
+    const SIZE: u16 = 8;
+
+    fn ring() -> (RingView, Arc<GuestMemoryMmap>) {
+        // The last two regions are adjacent for the guest.
+        let (memory, mapped) =
+            crate::memory::tests::fake(&[(0, 0x10000), (0x20000, 0x1000), (0x21000, 0x1000)]);
+        let addresses = RingAddresses {
+            descriptors: DESC,
+            avail: 0x2000,
+            used: 0x3000,
+            size: SIZE,
+        };
+        (RingView::new(&memory, &addresses).unwrap(), mapped)
+    }
+
+    fn put(mapped: &GuestMemoryMmap, table: u64, index: u16, address: u64, len: u32, flags: u16, next: u16) {
+        let mut raw = [0u8; 16];
+        raw[..8].copy_from_slice(&address.to_le_bytes());
+        raw[8..12].copy_from_slice(&len.to_le_bytes());
+        raw[12..14].copy_from_slice(&flags.to_le_bytes());
+        raw[14..].copy_from_slice(&next.to_le_bytes());
+        mapped
+            .write_slice(&raw, GuestAddress(table + 16 * u64::from(index)))
+            .unwrap();
+    }
+
+    fn lens(list: &[IoVec]) -> Vec<usize> {
+        list.iter().map(IoVec::len).collect()
+    }
+
+    fn run(ring: &RingView, head: u16) -> Result<(Vec<usize>, Vec<usize>), ChainError> {
+        let (mut r, mut w) = (Vec::new(), Vec::new());
+        walk(ring, head, &mut r, &mut w)?;
+        Ok((lens(&r), lens(&w)))
+    }
+
+    #[test]
+    fn a_direct_chain_gives_both_streams() {
+        let (ring, mapped) = ring();
+        put(&mapped, DESC, 3, 0x5000, 23, F_NEXT, 5);
+        put(&mapped, DESC, 5, 0x6000, 0, F_NEXT, 0);
+        put(&mapped, DESC, 0, 0x7000, 11, F_NEXT | F_WRITE, 1);
+        put(&mapped, DESC, 1, 0x8000, 4096, F_NEXT | F_WRITE, 2);
+        put(&mapped, DESC, 2, 0x9000, 100, F_WRITE, 0);
+        assert_eq!(run(&ring, 3), Ok((vec![23], vec![11, 4196])));
+    }
+
+    #[test]
+    fn an_indirect_table_may_be_longer_than_the_ring() {
+        let (ring, mapped) = ring();
+        put(&mapped, DESC, 0, 0x4000, 16 * 128, F_INDIRECT | F_WRITE, 0);
+        for i in 0..128 {
+            let next = if i == 127 { 0 } else { F_NEXT };
+            let write = if i == 0 { 0 } else { F_WRITE };
+            put(
+                &mapped,
+                0x4000,
+                i,
+                0x6000 + 32 * u64::from(i),
+                16,
+                next | write,
+                i + 1,
+            );
+        }
+        let (r, w) = run(&ring, 0).unwrap();
+        assert_eq!((r.len(), w.len()), (1, 127));
+    }
+
+    #[test]
+    fn a_table_across_two_regions_works() {
+        let (ring, mapped) = ring();
+        put(&mapped, DESC, 0, 0x21000 - 16, 32, F_INDIRECT, 0);
+        put(&mapped, 0x21000 - 16, 0, 0x5000, 7, F_NEXT, 1);
+        put(&mapped, 0x21000 - 16, 1, 0x6000, 9, F_WRITE, 0);
+        assert_eq!(run(&ring, 0), Ok((vec![7], vec![9])));
+    }
+
+    #[test]
+    fn what_is_malformed_is_refused() {
+        let (ring, mapped) = ring();
+        assert_eq!(run(&ring, SIZE), Err(ChainError::Index(SIZE)));
+        put(&mapped, DESC, 0, 0x5000, 1, F_NEXT, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::TooLong));
+        put(&mapped, DESC, 0, 0x5000, 1, F_NEXT, 77);
+        assert_eq!(run(&ring, 0), Err(ChainError::Index(77)));
+        put(&mapped, DESC, 0, 0x5000, 1, F_NEXT | F_WRITE, 1);
+        put(&mapped, DESC, 1, 0x6000, 1, 0, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Order));
+        put(&mapped, DESC, 0, 0x19000, 1, 0, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Address(0x19000, 1)));
+        put(&mapped, DESC, 0, u64::MAX, 2, 0, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Address(u64::MAX, 2)));
+        put(&mapped, DESC, 0, 0xfff0, u32::MAX, 0, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Address(0xfff0, u32::MAX)));
+    }
+
+    #[test]
+    fn malformed_indirect_tables_are_refused() {
+        let (ring, mapped) = ring();
+        for len in [0, 15, 17] {
+            put(&mapped, DESC, 0, 0x4000, len, F_INDIRECT, 0);
+            assert_eq!(run(&ring, 0), Err(ChainError::Table(len)));
+        }
+        put(&mapped, DESC, 0, 0x4000, 32, F_INDIRECT | F_NEXT, 1);
+        assert_eq!(run(&ring, 0), Err(ChainError::Nested));
+        put(&mapped, DESC, 0, 0x4000, 32, F_INDIRECT, 0);
+        put(&mapped, 0x4000, 0, 0x4000, 32, F_INDIRECT, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Nested));
+        put(&mapped, 0x4000, 0, 0x5000, 1, F_NEXT, 2);
+        assert_eq!(run(&ring, 0), Err(ChainError::Index(2)));
+        put(&mapped, 0x4000, 0, 0x5000, 1, F_NEXT, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::TooLong));
+        put(&mapped, DESC, 0, 0x19000, 32, F_INDIRECT, 0);
+        assert_eq!(run(&ring, 0), Err(ChainError::Address(0x19000, 32)));
+        put(&mapped, DESC, 0, u64::MAX - 15, 0xffff_fff0, F_INDIRECT, 0);
+        assert!(run(&ring, 0).is_err());
+    }
+}

@@ -1,0 +1,13 @@
+//! What answers requests: the session, or a stand-in in a test.
+
+use server::{How, Outcome, Request, Scratch};
+
+/// A 9P session as the device sees it. Used by several threads at once.
+pub trait Handler: Send + Sync {
+    /// Answers one request, or says what it needs; see [`Outcome`].
+    fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome;
+    /// The device was reset: forget everything the guest had.
+    fn reset(&self);
+    /// Changes whenever a request that waits may be granted.
+    fn wake_count(&self) -> u64;
+}

@@ -1,0 +1,246 @@
+//! One request and its buffers, reused from request to request.
+
+use std::sync::Arc;
+
+use host::IoVec;
+use server::request::copy_len;
+use server::{How, Outcome, Request, Scratch};
+
+use crate::chain::{self, ChainError};
+use crate::handler::Handler;
+use crate::memory::Memory;
+use crate::ring::{RingView, Used};
+
+/// size[4] type[1] tag[2]
+const HEADER: usize = 7;
+
+/// Why a chain carries no request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Malformed {
+    /// The chain itself.
+    Chain(ChainError),
+    /// Fewer readable bytes than a message header has.
+    Short(usize),
+}
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Malformed::Chain(error) => write!(f, "{error}"),
+            Malformed::Short(len) => write!(f, "{len} readable bytes are no message"),
+        }
+    }
+}
+
+/// A request taken from the ring.
+#[derive(Debug, Default)]
+pub struct Job {
+    head: u16,
+    /// Private copy of the T-message, without a Twrite's payload.
+    message: Vec<u8>,
+    /// The readable stream; from piece `payload` on it is what follows `message`.
+    readable: Vec<IoVec>,
+    payload: usize,
+    writable: Vec<IoVec>,
+    /// Bytes in both streams, the message left out.
+    bulk: usize,
+    progress: u64,
+    begun: bool,
+    /// Keeps the pieces mapped once the request leaves the queue thread's hands.
+    memory: Option<Arc<Memory>>,
+}
+
+impl Job {
+    /// Reads the chain at `head` of `ring` into these buffers.
+    pub fn load(&mut self, ring: &RingView, head: u16) -> Result<(), Malformed> {
+        self.head = head;
+        self.progress = 0;
+        self.begun = false;
+        self.memory = None;
+        chain::walk(ring, head, &mut self.readable, &mut self.writable).map_err(Malformed::Chain)?;
+        let readable = IoVec::total(&self.readable);
+        if readable < HEADER {
+            return Err(Malformed::Short(readable));
+        }
+        let mut header = [0; HEADER];
+        chain::copy(&self.readable, &mut header);
+        let len = copy_len(&header, readable).max(HEADER);
+        let mut message = std::mem::take(&mut self.message);
+        message.resize(len, 0);
+        chain::copy(&self.readable, &mut message);
+        // The guest may have changed it between the two reads; what decided the length is what counts.
+        message[..HEADER].copy_from_slice(&header);
+        self.message = message;
+        self.cut(len);
+        self.bulk = readable - len + IoVec::total(&self.writable);
+        Ok(())
+    }
+
+    /// Lets `payload` begin `skip` bytes into the readable stream.
+    fn cut(&mut self, mut skip: usize) {
+        self.payload = 0;
+        for piece in &mut self.readable {
+            if skip < piece.len() {
+                *piece = piece.part(skip, piece.len());
+                return;
+            }
+            skip -= piece.len();
+            self.payload += 1;
+        }
+    }
+
+    /// The message's tag.
+    pub fn tag(&self) -> u16 {
+        match self.message.get(5..HEADER) {
+            Some(&[low, high]) => u16::from_le_bytes([low, high]),
+            _ => u16::MAX,
+        }
+    }
+
+    /// Bytes of payload and reply buffer together: how much this request may move at most.
+    pub fn bulk(&self) -> usize {
+        self.bulk
+    }
+
+    /// Whether part of the work is done, so that it must be ended, not cancelled.
+    pub fn begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Keeps the guest's memory mapped for as long as this request lives.
+    pub fn hold(&mut self, memory: &Arc<Memory>) {
+        self.memory = Some(Arc::clone(memory));
+    }
+
+    /// Whether [`Job::hold`] was called for this request.
+    pub fn holds(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    /// Its completion with `len` bytes.
+    pub fn used(&self, len: u32) -> Used {
+        let room = IoVec::total(&self.writable);
+        Used {
+            head: self.head,
+            len: len.min(u32::try_from(room).unwrap_or(u32::MAX)),
+        }
+    }
+
+    /// Lets `handler` work on it.
+    pub fn run(&mut self, handler: &dyn Handler, scratch: &mut Scratch, how: How) -> Outcome {
+        let mut request = Request {
+            message: &self.message,
+            payload: &self.readable[self.payload..],
+            reply: &self.writable,
+            progress: &mut self.progress,
+        };
+        let outcome = handler.handle(&mut request, scratch, how);
+        self.begun |= outcome == Outcome::More;
+        outcome
+    }
+
+    /// Gives up what should not be kept while unused: the memory, and an unusually long message buffer.
+    pub fn recycle(&mut self) {
+        self.memory = None;
+        self.message.clear();
+        self.message.shrink_to(1024);
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::ring::RingAddresses;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    /// A request without memory, for bookkeeping tests.
+    pub(crate) fn job(head: u16, tag: u16) -> Box<Job> {
+        let mut message = vec![7, 0, 0, 0, 24];
+        message.extend(tag.to_le_bytes());
+        Box::new(Job {
+            head,
+            message,
+            ..Job::default()
+        })
+    }
+
+    fn ring() -> (RingView, Arc<GuestMemoryMmap>) {
+        let (memory, mapped) = crate::memory::tests::fake(&[(0, 0x10000)]);
+        let addresses = RingAddresses {
+            descriptors: 0x1000,
+            avail: 0x2000,
+            used: 0x3000,
+            size: 8,
+        };
+        (RingView::new(&memory, &addresses).unwrap(), mapped)
+    }
+
+    fn chain(mapped: &GuestMemoryMmap, pieces: &[(u64, u32, bool)]) {
+        for (i, (address, len, writable)) in pieces.iter().enumerate() {
+            let next = u16::from(i + 1 < pieces.len());
+            let flags = next | u16::from(*writable) << 1;
+            let mut raw = [0u8; 16];
+            raw[..8].copy_from_slice(&address.to_le_bytes());
+            raw[8..12].copy_from_slice(&len.to_le_bytes());
+            raw[12..14].copy_from_slice(&flags.to_le_bytes());
+            raw[14..].copy_from_slice(&(i as u16 + 1).to_le_bytes());
+            mapped
+                .write_slice(&raw, GuestAddress(0x1000 + 16 * i as u64))
+                .unwrap();
+        }
+    }
+
+    fn header(size: u32, kind: u8, tag: u16) -> Vec<u8> {
+        let mut bytes = size.to_le_bytes().to_vec();
+        bytes.push(kind);
+        bytes.extend(tag.to_le_bytes());
+        bytes
+    }
+
+    #[test]
+    fn a_twrite_keeps_its_payload_in_guest_memory() {
+        let (ring, mapped) = ring();
+        mapped
+            .write_slice(&header(23 + 5000, 118, 9), GuestAddress(0x5ff0))
+            .unwrap();
+        chain(
+            &mapped,
+            &[
+                (0x5ff0, 16, false),
+                (0x8000, 20, false),
+                (0x9000, 4987, false),
+                (0xb000, 11, true),
+            ],
+        );
+        let mut job = Job::default();
+        job.load(&ring, 0).unwrap();
+        assert_eq!((job.message.len(), job.tag()), (23, 9));
+        let payload: Vec<_> = job.readable[job.payload..].iter().map(IoVec::len).collect();
+        assert_eq!(payload, [13, 4987]);
+        assert_eq!(job.bulk(), 5011);
+        assert_eq!(job.used(4096).len, 11);
+    }
+
+    #[test]
+    fn a_message_is_copied_whole_and_a_lying_size_is_cut() {
+        let (ring, mapped) = ring();
+        for (size, copied) in [(19, 19), (7, 7), (0, 7), (u32::MAX, 24)] {
+            mapped
+                .write_slice(&header(size, 24, 1), GuestAddress(0x5000))
+                .unwrap();
+            chain(&mapped, &[(0x5000, 24, false), (0x6000, 160, true)]);
+            let mut job = Job::default();
+            job.load(&ring, 0).unwrap();
+            assert_eq!(job.message.len(), copied);
+        }
+    }
+
+    #[test]
+    fn less_than_a_header_is_no_message() {
+        let (ring, mapped) = ring();
+        chain(&mapped, &[(0x5000, 6, false), (0x6000, 160, true)]);
+        assert_eq!(Job::default().load(&ring, 0), Err(Malformed::Short(6)));
+        chain(&mapped, &[(0x6000, 160, true)]);
+        assert_eq!(Job::default().load(&ring, 0), Err(Malformed::Short(0)));
+    }
+}

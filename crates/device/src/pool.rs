@@ -1,0 +1,315 @@
+//! The threads that may block, and what waits for a lock.
+//!
+//! Threads are started when there is work and none is free, up to the limit; a request that waits costs no thread:
+//! whichever thread is free tries it again when the session says that something was released, or when its time comes.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use server::{How, Outcome, Scratch};
+
+use crate::handler::Handler;
+use crate::inflight::{Inflight, Waits};
+use crate::job::Job;
+use crate::ring::Used;
+use crate::vring::{Vring, lock};
+
+/// How soon waiting requests are looked at again while the queue is not open.
+const CLOSED_RETRY: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Default)]
+struct State {
+    inflight: Inflight,
+    threads: usize,
+    idle: usize,
+    stop: bool,
+}
+
+/// The pool of one connection. Lock order: this state, then the ring.
+pub struct Pool {
+    handler: Arc<dyn Handler>,
+    vring: Vring,
+    max_threads: usize,
+    state: Mutex<State>,
+    work: Condvar,
+    /// Requests that wait, readable without the lock.
+    waiting: AtomicUsize,
+    myself: Weak<Pool>,
+}
+
+impl Pool {
+    /// A pool of up to `max_threads` (at least one) for requests of `vring`.
+    pub fn new(handler: Arc<dyn Handler>, vring: Vring, max_threads: usize) -> Arc<Pool> {
+        Arc::new_cyclic(|myself| Pool {
+            handler,
+            vring,
+            max_threads: max_threads.max(1),
+            state: Mutex::default(),
+            work: Condvar::new(),
+            waiting: AtomicUsize::new(0),
+            myself: Weak::clone(myself),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Takes a request that may block. The job must hold its memory.
+    pub fn defer(&self, job: Box<Job>) {
+        let mut state = self.state();
+        state.inflight.enqueue(job);
+        self.rouse(state);
+    }
+
+    /// Takes a request that waits for something to be released. The job must hold its memory.
+    pub fn wait(&self, job: Box<Job>) {
+        let mut state = self.state();
+        // Due at once: what it waits for may have been released after it was tried.
+        state
+            .inflight
+            .wait(job, Instant::now(), self.handler.wake_count());
+        self.vring.park();
+        self.publish_waiting(&state);
+        self.rouse(state);
+    }
+
+    fn publish_waiting(&self, state: &State) {
+        self.waiting.store(state.inflight.waiting(), Ordering::Relaxed);
+    }
+
+    /// Sees to it that somebody works on what has just been added.
+    fn rouse(&self, mut state: MutexGuard<'_, State>) {
+        // An idle thread that was told of an earlier request counts as idle until it takes it from the queue.
+        let enough = state.idle >= state.inflight.queued() && state.threads > 0;
+        if !enough && state.threads < self.max_threads {
+            let Some(pool) = self.myself.upgrade() else {
+                return;
+            };
+            let started = thread::Builder::new()
+                .name(format!("io-{}", state.threads))
+                .spawn(move || pool.work());
+            match started {
+                Ok(_) => state.threads += 1,
+                Err(error) if state.threads == 0 => {
+                    log::error!("Cannot start a thread ({error}); slow requests hold up the others for now.");
+                    drop(state);
+                    self.work_here();
+                }
+                Err(error) => log::warn!("Cannot start one more thread: {error}"),
+            }
+        } else {
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
+    /// Does what a pool thread would do, on the calling thread.
+    fn work_here(&self) {
+        let mut scratch = Scratch::default();
+        loop {
+            let job = self.state().inflight.take_queued();
+            let Some(job) = job else { break };
+            self.run(job, &mut scratch, How::Last);
+        }
+        self.answer_waiting(&mut scratch);
+    }
+
+    /// To be called after requests were answered elsewhere: something may have been released.
+    #[inline]
+    pub fn check_wakes(&self, seen: &mut u64) {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            let wakes = self.handler.wake_count();
+            if *seen != wakes {
+                *seen = wakes;
+                self.nudge();
+            }
+        }
+    }
+
+    /// Lets a free thread look at what waits.
+    fn nudge(&self) {
+        // Taken so that a thread between its look and its sleep is not missed.
+        drop(self.state());
+        self.work.notify_one();
+    }
+
+    /// A Tflush from the queue thread: what can be completed now is put in `out`, in order.
+    pub fn flush(&self, oldtag: u16, tag: u16, used: Used, out: &mut Vec<Used>) {
+        let mut state = self.state();
+        let cancelled = state.inflight.flush(oldtag, tag, used, out);
+        for _ in 0..cancelled {
+            self.vring.unpark(false);
+        }
+        self.publish_waiting(&state);
+    }
+
+    /// A record for a new request, if one is at hand.
+    pub fn spare(&self) -> Option<Box<Job>> {
+        self.state().inflight.spare()
+    }
+
+    fn work(&self) {
+        let mut scratch = Scratch::default();
+        let mut state = self.state();
+        loop {
+            if state.stop {
+                break;
+            }
+            if let Some(job) = state.inflight.take_queued() {
+                // One more for what is still queued, this thread may be away for long.
+                if state.inflight.queued() > 0 && state.idle > 0 {
+                    self.work.notify_one();
+                }
+                drop(state);
+                self.run(job, &mut scratch, How::Blocking);
+                state = self.state();
+                continue;
+            }
+            let now = Instant::now();
+            let wakes = self.handler.wake_count();
+            if state.inflight.waiting() > 0 && !self.vring.is_open() {
+                state.inflight.put_off(now + CLOSED_RETRY, wakes);
+            } else if let Some(job) = state.inflight.take_due(now, wakes) {
+                if self.vring.unpark(true) {
+                    self.publish_waiting(&state);
+                    drop(state);
+                    self.run(job, &mut scratch, How::Blocking);
+                    state = self.state();
+                } else {
+                    let mut none = Vec::new();
+                    let retry = now + CLOSED_RETRY;
+                    if state.inflight.wait_again(job, retry, wakes, &mut none) == Waits::Flushed {
+                        self.vring.unpark(false);
+                        self.vring.push(&mut none);
+                    }
+                }
+                continue;
+            }
+            let retry = state.inflight.next_retry();
+            state.idle += 1;
+            state = match retry {
+                // Each idle thread keeps an eye on the clock; there are few, and only while something waits.
+                Some(retry) => {
+                    self.work
+                        .wait_timeout(state, retry.saturating_duration_since(now))
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.idle -= 1;
+        }
+        state.threads -= 1;
+    }
+
+    /// Works on a running request until it is complete or waits again.
+    fn run(&self, mut job: Box<Job>, scratch: &mut Scratch, how: How) {
+        let tag = job.tag();
+        let mut how = how;
+        let mut out = Vec::new();
+        loop {
+            let seen = self.handler.wake_count();
+            match job.run(self.handler.as_ref(), scratch, how) {
+                Outcome::More => {}
+                Outcome::Done(len) => {
+                    let mut state = self.state();
+                    state.inflight.ended(tag, job.used(len), &mut out);
+                    state.inflight.reuse(job);
+                    // With the state locked: a Tflush for this tag must see it running until its reply is pushed.
+                    self.vring.push(&mut out);
+                    break;
+                }
+                Outcome::Wait { .. } if how != How::Last && self.vring.is_stopping() => how = How::Last,
+                Outcome::Wait { retry_ms } if how != How::Last => {
+                    let retry = Instant::now() + Duration::from_millis(u64::from(retry_ms.max(1)));
+                    let mut state = self.state();
+                    if state.inflight.wait_again(job, retry, seen, &mut out) == Waits::Yes {
+                        self.vring.park();
+                    } else {
+                        self.vring.push(&mut out);
+                    }
+                    self.publish_waiting(&state);
+                    break;
+                }
+                Outcome::Flush { oldtag, len } => {
+                    let mut state = self.state();
+                    let used = job.used(len);
+                    let cancelled = state.inflight.flush_running(oldtag, tag, used, &mut out);
+                    for _ in 0..cancelled {
+                        self.vring.unpark(false);
+                    }
+                    state.inflight.reuse(job);
+                    self.publish_waiting(&state);
+                    self.vring.push(&mut out);
+                    break;
+                }
+                outcome @ (Outcome::Defer | Outcome::Wait { .. }) => {
+                    log::error!("A request was answered with {outcome:?} where that is no answer.");
+                    let mut state = self.state();
+                    state.inflight.ended(tag, job.used(0), &mut out);
+                    self.vring.push(&mut out);
+                    break;
+                }
+            }
+        }
+        // It may have released what another waits for, and this thread may be busy again at once.
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            self.nudge();
+        }
+    }
+
+    /// Answers what waits with "not granted".
+    fn answer_waiting(&self, scratch: &mut Scratch) {
+        loop {
+            let mut state = self.state();
+            let Some(job) = state.inflight.take_waiting() else {
+                break;
+            };
+            self.vring.unpark(false);
+            self.publish_waiting(&state);
+            drop(state);
+            self.run(job, scratch, How::Last);
+        }
+    }
+
+    /// The queue was stopped: gives every accepted request its answer, and returns when all have theirs.
+    pub fn drain(&self) {
+        let mut scratch = Scratch::default();
+        let begun = Instant::now();
+        let mut warned = false;
+        loop {
+            self.answer_waiting(&mut scratch);
+            if self.vring.wait_quiet(true, Duration::from_millis(20)) {
+                break;
+            }
+            if !warned && begun.elapsed() > Duration::from_secs(5) {
+                log::warn!(
+                    "The queue is being stopped, but {} requests are still at work on the host; waiting for them.",
+                    self.vring.accepted()
+                );
+                warned = true;
+            }
+        }
+    }
+
+    /// The device was reset: what waits is dropped without an answer, nobody is there to read it.
+    pub fn reset(&self) {
+        let mut state = self.state();
+        let (dropped, waited) = state.inflight.clear();
+        for _ in 0..waited {
+            self.vring.unpark(false);
+        }
+        self.vring.abandon(u32::try_from(dropped).unwrap_or(u32::MAX));
+        self.publish_waiting(&state);
+    }
+
+    /// The connection is gone: the threads end after what they are doing now.
+    pub fn stop(&self) {
+        self.reset();
+        self.state().stop = true;
+        self.work.notify_all();
+    }
+}

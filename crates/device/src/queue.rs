@@ -1,0 +1,265 @@
+//! The queue thread: takes requests, answers what cannot block, hands on what can, and keeps looking for more for a
+//! short while before it sleeps.
+//!
+//! What is small and ready goes first: a request that moves much is worked on slice by slice, one slice whenever
+//! nothing small is waiting (and one per batch in any case, so that it ends).
+
+use std::collections::VecDeque;
+use std::hint;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use server::{How, Outcome, Scratch};
+
+use crate::handler::Handler;
+use crate::job::{Job, Malformed};
+use crate::poll::Poll;
+use crate::pool::Pool;
+use crate::ring::Used;
+use crate::vring::{ViewCache, Vring, notify};
+
+/// Most requests taken at once.
+const BATCH: u16 = 64;
+/// Completions after which the driver is told, although there is more to do.
+const FLUSH: usize = 16;
+/// A request whose streams are longer than this (bytes) is worked on when nothing smaller is ready.
+const LARGE: usize = 64 * 1024;
+/// Request records kept by the thread itself.
+const SPARE_MAX: usize = 64;
+/// Looks at the ring between two looks at the clock (which costs about as much as 20 of them).
+const LOOKS: u32 = 32;
+/// Malformed chains that are logged per connection.
+const COMPLAINTS: u32 = 8;
+
+/// The thread's state; lives as long as the connection, so that nothing is allocated per wake-up.
+pub struct Worker {
+    handler: Arc<dyn Handler>,
+    pool: Arc<Pool>,
+    vring: Vring,
+    poll: Poll,
+    /// When the last request was done, before sleeping.
+    slept: Option<Instant>,
+    heads: Vec<u16>,
+    done: Vec<Used>,
+    large: VecDeque<Box<Job>>,
+    #[expect(
+        clippy::vec_box,
+        reason = "a job is boxed once and moves between lists by its pointer"
+    )]
+    spare: Vec<Box<Job>>,
+    scratch: Scratch,
+    cache: ViewCache,
+    wakes: u64,
+    complaints: u32,
+}
+
+impl Worker {
+    /// A worker for `vring`.
+    pub fn new(handler: Arc<dyn Handler>, pool: Arc<Pool>, vring: Vring, poll_max: Duration) -> Worker {
+        Worker {
+            handler,
+            pool,
+            vring,
+            poll: Poll::new(poll_max),
+            slept: None,
+            heads: Vec::with_capacity(usize::from(BATCH)),
+            done: Vec::with_capacity(usize::from(BATCH)),
+            large: VecDeque::new(),
+            spare: Vec::new(),
+            scratch: Scratch::default(),
+            cache: ViewCache::default(),
+            wakes: 0,
+            complaints: 0,
+        }
+    }
+
+    /// Serves the queue until it has been empty for a while, or is closed, stopped, disabled or broken. All that was
+    /// taken is then answered or in the pool's hands.
+    pub fn serve(&mut self) {
+        if let Some(slept) = self.slept.take() {
+            self.poll.woke(slept.elapsed());
+        }
+        self.vring.suppress_kicks();
+        loop {
+            let round = self
+                .vring
+                .exchange(&mut self.done, &mut self.heads, BATCH, &mut self.cache);
+            notify(round.call);
+            if !self.heads.is_empty() {
+                self.batch();
+                if !self.large.is_empty() {
+                    self.flush();
+                    self.slice();
+                }
+            } else if !self.large.is_empty() {
+                self.slice();
+            } else if !round.open {
+                return;
+            } else if !self.look(round.next_avail) {
+                if !self.vring.request_kick() {
+                    self.slept = Some(Instant::now());
+                    return;
+                }
+                self.vring.suppress_kicks();
+            }
+        }
+    }
+
+    /// Pushes what is complete.
+    fn flush(&mut self) {
+        if !self.done.is_empty() {
+            self.vring.push(&mut self.done);
+        }
+    }
+
+    /// Looks for chains behind position `next` for as long as it pays; true when there is one, or when the queue
+    /// was closed meanwhile.
+    fn look(&mut self, next: u16) -> bool {
+        let window = self.poll.window();
+        let Some(view) = self.cache.get().filter(|_| !window.is_zero()) else {
+            return false;
+        };
+        let begin = Instant::now();
+        loop {
+            for _ in 0..LOOKS {
+                if view.avail_idx() != next {
+                    self.poll.hit(begin.elapsed());
+                    return true;
+                }
+                hint::spin_loop();
+            }
+            if !self.vring.is_open() {
+                return true;
+            }
+            if begin.elapsed() >= window {
+                self.poll.missed();
+                return false;
+            }
+        }
+    }
+
+    /// Works on all of `heads`.
+    fn batch(&mut self) {
+        let mut heads = std::mem::take(&mut self.heads);
+        for head in heads.drain(..) {
+            self.begin(head);
+            if self.done.len() >= FLUSH {
+                self.flush();
+            }
+        }
+        self.heads = heads;
+    }
+
+    fn begin(&mut self, head: u16) {
+        let mut job = self.spare.pop().or_else(|| self.pool.spare()).unwrap_or_default();
+        let loaded = match self.cache.get() {
+            Some(view) => job.load(view, head),
+            None => Err(Malformed::Short(0)),
+        };
+        if let Err(error) = loaded {
+            self.complain(head, error);
+            self.done.push(Used { head, len: 0 });
+            self.reuse(job);
+        } else if job.bulk() > LARGE {
+            self.hold(&mut job);
+            self.large.push_back(job);
+        } else {
+            self.step(job);
+        }
+    }
+
+    fn hold(&self, job: &mut Job) {
+        if let Some(view) = self.cache.get() {
+            job.hold(view.memory_arc());
+        }
+    }
+
+    fn reuse(&mut self, mut job: Box<Job>) {
+        if self.spare.len() < SPARE_MAX {
+            job.recycle();
+            self.spare.push(job);
+        }
+    }
+
+    /// One step of a large request.
+    fn slice(&mut self) {
+        if let Some(job) = self.large.pop_front() {
+            self.step(job);
+        }
+    }
+
+    /// Lets the session work on `job`, and sees to what it says.
+    fn step(&mut self, mut job: Box<Job>) {
+        match job.run(self.handler.as_ref(), &mut self.scratch, How::Inline) {
+            Outcome::Done(len) => {
+                self.done.push(job.used(len));
+                self.reuse(job);
+                self.pool.check_wakes(&mut self.wakes);
+            }
+            Outcome::More => {
+                self.hold_once(&mut job);
+                self.large.push_back(job);
+            }
+            Outcome::Defer => {
+                self.hold_once(&mut job);
+                self.pool.defer(job);
+            }
+            Outcome::Wait { .. } => {
+                self.hold_once(&mut job);
+                self.pool.wait(job);
+            }
+            Outcome::Flush { oldtag, len } => {
+                let used = job.used(len);
+                let tag = job.tag();
+                self.reuse(job);
+                self.flush_tag(oldtag);
+                self.pool.flush(oldtag, tag, used, &mut self.done);
+            }
+        }
+    }
+
+    /// Lets a request keep its memory, unless it does so already (a newer mapping need not have its addresses).
+    fn hold_once(&self, job: &mut Job) {
+        if !job.holds() {
+            self.hold(job);
+        }
+    }
+
+    /// Cancels or ends what has tag `oldtag` among the large requests.
+    fn flush_tag(&mut self, oldtag: u16) {
+        let mut index = 0;
+        while index < self.large.len() {
+            if self.large[index].tag() != oldtag {
+                index += 1;
+            } else if let Some(job) = self.large.remove(index) {
+                if job.begun() {
+                    self.finish(job);
+                } else {
+                    self.done.push(job.used(0));
+                    self.reuse(job);
+                }
+            }
+        }
+    }
+
+    /// Works on a begun large request until it is complete or in the pool.
+    fn finish(&mut self, job: Box<Job>) {
+        // `step` puts it at the end of the list for as long as there is more to do; take it from there.
+        let rest = self.large.len();
+        self.step(job);
+        while self.large.len() > rest {
+            let Some(job) = self.large.pop_back() else { break };
+            self.step(job);
+        }
+    }
+
+    fn complain(&mut self, head: u16, error: Malformed) {
+        if self.complaints < COMPLAINTS {
+            self.complaints += 1;
+            log::warn!("The guest sent a chain that is no request (descriptor {head}): {error}");
+            if self.complaints == COMPLAINTS {
+                log::warn!("Further chains of that kind are not reported.");
+            }
+        }
+    }
+}
