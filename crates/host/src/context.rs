@@ -38,9 +38,9 @@ impl Context {
     pub fn new(root: OwnedFd, proc: ProcFd, options: ShareOptions) -> io::Result<Context> {
         let stat = sys::attr::stat(root.as_fd())?;
         let before = Caps::current()?;
-        let fsetid = before.has(CAP_FSETID);
+        let fsetid = before.may(CAP_FSETID);
         let caps = before.with(CAP_FSETID, false);
-        if fsetid {
+        if caps != before {
             caps.apply()?;
         }
         let root_key = (identity::device(&stat), stat.stx_ino);

@@ -9,6 +9,8 @@ pub mod acl;
 pub mod attr;
 pub mod context;
 pub mod creds;
+mod explain;
+mod host_objects;
 pub mod identity;
 pub mod idmap;
 pub mod iovec;
@@ -18,7 +20,9 @@ pub mod mapped_xattr;
 pub mod mode;
 pub mod name;
 pub mod options;
+mod passthrough;
 pub mod share;
+mod squash;
 pub mod sys;
 pub mod virtfs;
 

@@ -12,7 +12,8 @@ use crate::share::Object;
 pub trait ShareMode: Send + Sync {
     /// The attributes the guest shall see.
     fn stat(&self, object: &Object<'_>) -> io::Result<Attr>;
-    /// The object's identity only (a walk needs no more).
+    /// The object's identity only (a walk needs no more). `object.host_type` is 0 here when the object has just been
+    /// found: the statx that this needs anyway tells the type.
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity>;
     /// Makes a regular file that must not exist yet (EEXIST), opens it with `flags`, gives the open
     /// descriptor. On failure nothing is left behind.

@@ -62,6 +62,11 @@ impl Caps {
         self.0[(cap / 32) as usize & 1].effective & (1 << (cap % 32)) != 0
     }
 
+    /// Whether `cap` is permitted: it can be made effective.
+    pub fn may(&self, cap: u32) -> bool {
+        self.0[(cap / 32) as usize & 1].permitted & (1 << (cap % 32)) != 0
+    }
+
     /// The same with `cap` made effective or not.
     #[must_use]
     pub fn with(mut self, cap: u32, effective: bool) -> Caps {

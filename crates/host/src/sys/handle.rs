@@ -16,9 +16,20 @@ struct Handle {
     data: [u8; MAX],
 }
 
-/// name_to_handle_at(2) of the object that `fd` names, `O_PATH` or not: (type, length). EOPNOTSUPP when the file
-/// system has no handles.
-pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<(i32, usize)> {
+/// What a handle is besides its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Id of the mount the object was found on.
+    pub mount: i32,
+    /// The file system's type of handle.
+    pub kind: i32,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// name_to_handle_at(2) of the object that `fd` names, `O_PATH` or not. EOPNOTSUPP when the file system has no
+/// handles.
+pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<Made> {
     let mut handle = Handle {
         bytes: MAX as u32,
         kind: 0,
@@ -38,7 +49,11 @@ pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<(i32, usize)> {
     })?;
     let len = (handle.bytes as usize).min(MAX);
     buf[..len].copy_from_slice(&handle.data[..len]);
-    Ok((handle.kind, len))
+    Ok(Made {
+        mount,
+        kind: handle.kind,
+        len,
+    })
 }
 
 /// open_by_handle_at(2); `mount` is any open (not `O_PATH`) descriptor on the file system. Needs

@@ -1,0 +1,176 @@
+//! The modes in which owner, mode and special files are the host's own: passthrough and squash. They differ in one
+//! thing, what becomes of an owner change that the host refuses, and that is their [`OwnerRule`].
+
+use std::ffi::{CStr, CString};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::attr::{Attr, Caller, Identity};
+use crate::context::Context;
+use crate::mode::ShareMode;
+use crate::name::Name;
+use crate::share::Object;
+use crate::sys;
+
+/// What a mode makes of an owner change that the host refused.
+pub trait OwnerRule: Send + Sync {
+    /// The outcome that the guest sees.
+    fn refused(error: io::Error) -> io::Result<()>;
+}
+
+/// A mode that keeps everything in the host's own objects.
+pub struct HostObjects<R: OwnerRule> {
+    context: Arc<Context>,
+    rule: PhantomData<R>,
+}
+
+/// The most bytes of xattr names the kernel gives (`XATTR_LIST_MAX`).
+const XATTR_LIST_MAX: usize = 65536;
+
+/// Permission bits of an object until its owner is right: at most the owner's, who is this process, so that nobody
+/// else has a moment to open it.
+const CLOSED: u32 = 0o700;
+
+impl<R: OwnerRule> HostObjects<R> {
+    /// The mode on the share of `context`.
+    pub fn new(context: Arc<Context>) -> HostObjects<R> {
+        HostObjects {
+            context,
+            rule: PhantomData,
+        }
+    }
+
+    fn chown(&self, fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+        match sys::attr::chown(fd, uid, gid) {
+            // EINVAL: an id that the process's user namespace does not have.
+            Err(e) if matches!(sys::errno(&e), libc::EPERM | libc::EINVAL) => R::refused(e),
+            other => other,
+        }
+    }
+
+    /// Gives a new object its owner, then its mode: chown clears set-id bits, and what the parent directory has
+    /// passed on (set-group-id, an ACL) shall not change the mode that was asked for.
+    fn finish(&self, fd: BorrowedFd<'_>, kind: u32, mode: u32, owner: Caller) -> io::Result<()> {
+        if owner.uid != u32::MAX || owner.gid != u32::MAX {
+            self.chown(fd, owner.uid, owner.gid)?;
+        }
+        if kind == libc::S_IFLNK {
+            return Ok(());
+        }
+        self.context.chmod(fd, kind, mode)
+    }
+
+    /// As `finish`, for an object of type `kind` that has no descriptor yet; removes it on failure.
+    fn made(&self, dir: &Object<'_>, name: &Name, kind: u32, mode: u32, owner: Caller) -> io::Result<()> {
+        let fd = self.context.lookup(dir.path, name.as_c_str())?;
+        let stat = sys::attr::stat(fd.as_fd())?;
+        // Somebody may have put another object in its place; a special file with a second name is not new.
+        let there = u32::from(stat.stx_mode) & libc::S_IFMT;
+        if there != kind || (kind != libc::S_IFDIR && stat.stx_nlink != 1) {
+            return Err(sys::error(libc::ESTALE));
+        }
+        self.finish(fd.as_fd(), kind, mode, owner).inspect_err(|_| {
+            self.context
+                .undo(dir.path, name, fd.as_fd(), kind == libc::S_IFDIR)
+        })
+    }
+}
+
+impl<R: OwnerRule> ShareMode for HostObjects<R> {
+    fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
+        let stat = self.context.stat(object)?;
+        self.context.attr(&stat, object.path)
+    }
+
+    fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {
+        let stat = self.context.stat(object)?;
+        self.context.identity(&stat, object.path)
+    }
+
+    fn create(
+        &self,
+        dir: &Object<'_>,
+        name: &Name,
+        flags: i32,
+        mode: u32,
+        owner: Caller,
+    ) -> io::Result<OwnedFd> {
+        // The creator's descriptor is granted whatever the mode denies.
+        let flags = flags | libc::O_CREAT | libc::O_EXCL;
+        let file = sys::path::open_beneath(dir.path, name.as_c_str(), flags, mode & CLOSED)?;
+        self.finish(file.as_fd(), libc::S_IFREG, mode, owner)
+            .inspect_err(|_| self.context.undo(dir.path, name, file.as_fd(), false))?;
+        Ok(file)
+    }
+
+    fn mkdir(&self, dir: &Object<'_>, name: &Name, mode: u32, owner: Caller) -> io::Result<()> {
+        sys::path::mkdir(dir.path, name.as_c_str(), mode & CLOSED)?;
+        self.made(dir, name, libc::S_IFDIR, mode, owner)
+    }
+
+    fn mknod(&self, dir: &Object<'_>, name: &Name, mode: u32, rdev: u64, owner: Caller) -> io::Result<()> {
+        // No type bits mean a regular file, as in mknod(2).
+        if matches!(mode & libc::S_IFMT, libc::S_IFREG | 0) {
+            return self.create(dir, name, libc::O_WRONLY, mode, owner).map(drop);
+        }
+        let kind = mode & libc::S_IFMT;
+        sys::path::mknod(dir.path, name.as_c_str(), kind | mode & CLOSED, rdev)?;
+        self.made(dir, name, kind, mode, owner)
+    }
+
+    fn symlink(&self, dir: &Object<'_>, name: &Name, target: &[u8], owner: Caller) -> io::Result<()> {
+        let target = CString::new(target).map_err(|_| sys::error(libc::EINVAL))?;
+        sys::path::symlink(&target, dir.path, name.as_c_str())?;
+        self.made(dir, name, libc::S_IFLNK, 0, owner)
+    }
+
+    fn readlink(&self, object: &Object<'_>, buf: &mut [u8]) -> io::Result<usize> {
+        // The kernel answers ENOENT for an empty name on anything else.
+        if object.host_type != libc::S_IFLNK {
+            return Err(sys::error(libc::EINVAL));
+        }
+        sys::path::read_link(object.path, c"", buf)
+    }
+
+    fn link(&self, object: &Object<'_>, dir: &Object<'_>, name: &Name) -> io::Result<()> {
+        sys::path::link(self.context.proc(), object.path, dir.path, name.as_c_str())
+    }
+
+    fn rename(&self, from: &Object<'_>, old: &Name, to: &Object<'_>, new: &Name) -> io::Result<()> {
+        sys::path::rename(from.path, old.as_c_str(), to.path, new.as_c_str(), 0)
+    }
+
+    fn unlink(&self, dir: &Object<'_>, name: &Name, directory: bool) -> io::Result<()> {
+        sys::path::unlink(dir.path, name.as_c_str(), directory)
+    }
+
+    fn set_mode(&self, object: &Object<'_>, mode: u32) -> io::Result<()> {
+        self.context.chmod(object.path, object.host_type, mode)
+    }
+
+    fn set_owner(&self, object: &Object<'_>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        self.chown(object.path, uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX))
+    }
+
+    fn get_xattr(&self, object: &Object<'_>, name: &CStr, buf: &mut [u8]) -> io::Result<usize> {
+        sys::xattr::get(self.context.xattrs(object), name, buf)
+    }
+
+    fn set_xattr(&self, object: &Object<'_>, name: &CStr, value: &[u8], flags: i32) -> io::Result<()> {
+        sys::xattr::set(self.context.xattrs(object), name, value, flags)
+    }
+
+    fn remove_xattr(&self, object: &Object<'_>, name: &CStr) -> io::Result<()> {
+        sys::xattr::remove(self.context.xattrs(object), name)
+    }
+
+    fn list_xattr(&self, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+        out.clear();
+        out.resize(XATTR_LIST_MAX, 0);
+        let len = sys::xattr::list(self.context.xattrs(object), out);
+        out.truncate(*len.as_ref().unwrap_or(&0));
+        len.map(drop)
+    }
+}

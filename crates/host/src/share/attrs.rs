@@ -1,0 +1,128 @@
+//! Attributes, xattrs and statfs.
+
+use std::ffi::CStr;
+use std::io;
+
+use super::{Object, Share};
+use crate::acl;
+use crate::attr::{Caller, SetAttr, SetTime, StatFs};
+use crate::sys;
+
+impl Share {
+    /// Applies `set`, with or without a name left for the object. The order is size, owner, mode, times: a size
+    /// change moves mtime, chown clears set-id bits, and both move what comes later to what was asked. The first
+    /// error ends it; what came before stays, as when a program does the same with four calls.
+    pub fn setattr(&self, caller: Caller, object: &Object<'_>, set: &SetAttr) -> io::Result<()> {
+        self.change("setattr", caller, object, None, || self.apply(object, set))
+    }
+
+    fn apply(&self, object: &Object<'_>, set: &SetAttr) -> io::Result<()> {
+        let (atime, mut mtime) = (set.atime, set.mtime);
+        if let Some(size) = set.size {
+            self.context.truncate(object, size)?;
+            // ftruncate has just set mtime and ctime, even when the size is the same. Doing it again by itself
+            // would need ownership, which somebody who may only write to the file does not have: this is what
+            // open(O_TRUNC) of a Linux guest sends.
+            if mtime == SetTime::Now && atime == SetTime::Omit {
+                mtime = SetTime::Omit;
+            }
+        }
+        if set.uid.is_some() || set.gid.is_some() {
+            let uid = set.uid.map(|uid| self.ids().uid_to_host(uid)).transpose()?;
+            let gid = set.gid.map(|gid| self.ids().gid_to_host(gid)).transpose()?;
+            self.mode.set_owner(object, uid, gid)?;
+        }
+        if let Some(mode) = set.mode {
+            self.mode.set_mode(object, mode)?;
+        }
+        if atime != SetTime::Omit || mtime != SetTime::Omit {
+            sys::attr::set_times(object.path, atime, mtime)?;
+        }
+        let only_ctime = SetAttr {
+            ctime: true,
+            ..SetAttr::default()
+        };
+        if *set == only_ctime {
+            self.mode.set_owner(object, None, None)?;
+        }
+        Ok(())
+    }
+
+    /// An xattr's value; an empty `buf` asks for the size; ERANGE when `buf` is too small, ENODATA.
+    pub fn get_xattr(
+        &self,
+        caller: Caller,
+        object: &Object<'_>,
+        name: &CStr,
+        buf: &mut [u8],
+    ) -> io::Result<usize> {
+        self.run("getxattr", caller, object, None, || {
+            let len = self.mode.get_xattr(object, name, buf)?;
+            if acl::is_acl(name)
+                && !self.ids().is_identity()
+                && let Some(blob) = buf.get_mut(..len)
+                && !blob.is_empty()
+            {
+                acl::to_guest(blob, self.ids())?;
+            }
+            Ok(len)
+        })
+    }
+
+    /// Sets an xattr; `flags` are XATTR_CREATE / XATTR_REPLACE.
+    pub fn set_xattr(
+        &self,
+        caller: Caller,
+        object: &Object<'_>,
+        name: &CStr,
+        value: &[u8],
+        flags: i32,
+    ) -> io::Result<()> {
+        self.change("setxattr", caller, object, None, || {
+            if acl::is_acl(name) && !self.ids().is_identity() && !value.is_empty() {
+                let mut blob = value.to_vec();
+                acl::to_host(&mut blob, self.ids())?;
+                return self.mode.set_xattr(object, name, &blob, flags);
+            }
+            self.mode.set_xattr(object, name, value, flags)
+        })
+    }
+
+    /// Removes an xattr.
+    pub fn remove_xattr(&self, caller: Caller, object: &Object<'_>, name: &CStr) -> io::Result<()> {
+        self.change("removexattr", caller, object, None, || {
+            self.mode.remove_xattr(object, name)
+        })
+    }
+
+    /// The visible names, NUL-terminated one after another; `out` is overwritten.
+    pub fn list_xattr(&self, caller: Caller, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()> {
+        self.run("listxattr", caller, object, None, || {
+            self.mode.list_xattr(object, out)
+        })
+    }
+
+    /// statfs, without opening the object.
+    pub fn statfs(&self, caller: Caller, object: &Object<'_>) -> io::Result<StatFs> {
+        let raw = self.run("statfs", caller, object, None, || sys::attr::statfs(object.path))?;
+        // The types of these fields differ between architectures.
+        #[allow(clippy::unnecessary_cast)]
+        let stat = StatFs {
+            kind: raw.f_type as u32,
+            // 9P has one block size, and the counts are in fragments.
+            bsize: if raw.f_frsize > 0 {
+                raw.f_frsize as u32
+            } else {
+                raw.f_bsize as u32
+            },
+            blocks: raw.f_blocks as u64,
+            bfree: raw.f_bfree as u64,
+            bavail: raw.f_bavail as u64,
+            files: raw.f_files as u64,
+            ffree: raw.f_ffree as u64,
+            fsid: sys::attr::fsid(&raw),
+            namelen: raw.f_namelen as u32,
+        };
+        Ok(stat)
+    }
+}

@@ -1,0 +1,123 @@
+//! Opening, reading, writing, syncing.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use super::{Object, Share};
+use crate::attr::Caller;
+use crate::iovec::IoVec;
+use crate::sys;
+
+/// What a guest's open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_APPEND (the fid's), O_DIRECT (the
+/// guest's buffers need not be aligned as the host wants them), O_NOFOLLOW (there is no link to follow), and
+/// nothing that changes what a descriptor is.
+const FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_TRUNC
+    | libc::O_DSYNC
+    | libc::O_SYNC
+    | libc::O_NOATIME
+    | libc::O_DIRECTORY
+    | libc::O_LARGEFILE;
+
+/// `flags` without what no open gets. EINVAL for the access mode 3, which Linux keeps for ioctls on devices.
+pub(super) fn open_flags(flags: i32) -> io::Result<i32> {
+    if flags & libc::O_ACCMODE == libc::O_ACCMODE {
+        return Err(sys::error(libc::EINVAL));
+    }
+    Ok(flags & FLAGS)
+}
+
+/// What reads that must not wait are known to do on the root's file system.
+#[derive(Debug, Default)]
+pub(super) struct ReadAhead(AtomicU8);
+
+const UNKNOWN: u8 = 0;
+const KNOWS: u8 = 1;
+const NEVER_WAITS: u8 = 2;
+const CANNOT_TELL: u8 = 3;
+
+impl Share {
+    /// Opens a regular file or directory for I/O; `flags` are Linux `O_*` (the server has removed O_CREAT and
+    /// O_APPEND: append is the fid's). Special files and symlinks: ENXIO / ELOOP, never opened. EROFS.
+    pub fn open_object(&self, caller: Caller, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {
+        self.run("open", caller, object, None, || self.open_now(object, flags))
+    }
+
+    pub(super) fn open_now(&self, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {
+        // The type of what an O_PATH descriptor names cannot change, so nothing can slip in between.
+        match object.host_type {
+            libc::S_IFREG | libc::S_IFDIR => {}
+            libc::S_IFLNK => return Err(sys::error(libc::ELOOP)),
+            _ => return Err(sys::error(libc::ENXIO)),
+        }
+        let flags = open_flags(flags)?;
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
+        if writes && self.context.options().readonly {
+            return Err(sys::error(libc::EROFS));
+        }
+        self.context.reopen(object.path, flags)
+    }
+
+    /// preadv2 at `offset`. With `nowait`: EAGAIN when the data is not in the page cache (a short count when part
+    /// of it is); file systems that cannot tell are read plainly when they never wait (tmpfs), else EAGAIN.
+    pub fn read(&self, file: BorrowedFd<'_>, to: &[IoVec], offset: u64, nowait: bool) -> io::Result<usize> {
+        if !nowait {
+            return sys::io::read(file, to, offset, 0);
+        }
+        // What was learned holds for the root's file system; the file may be on another one if there is one.
+        let known = self.read_ahead.0.load(Ordering::Relaxed);
+        if known > KNOWS && self.context.devices().single() {
+            return if known == NEVER_WAITS {
+                sys::io::read(file, to, offset, 0)
+            } else {
+                Err(sys::error(libc::EAGAIN))
+            };
+        }
+        match sys::io::read(file, to, offset, libc::RWF_NOWAIT) {
+            Err(e) if sys::errno(&e) == libc::EOPNOTSUPP => {
+                let kind = sys::attr::statfs(file)?.f_type;
+                let memory = matches!(kind, libc::TMPFS_MAGIC | RAMFS_MAGIC | libc::HUGETLBFS_MAGIC);
+                if known == UNKNOWN && self.context.devices().single() {
+                    let learned = if memory { NEVER_WAITS } else { CANNOT_TELL };
+                    self.read_ahead.0.store(learned, Ordering::Relaxed);
+                }
+                if memory {
+                    sys::io::read(file, to, offset, 0)
+                } else {
+                    Err(sys::error(libc::EAGAIN))
+                }
+            }
+            result => {
+                if known == UNKNOWN && result.is_ok() {
+                    self.read_ahead.0.store(KNOWS, Ordering::Relaxed);
+                }
+                result
+            }
+        }
+    }
+
+    /// pwritev2 at `offset`, or at the end when `append` (RWF_APPEND). EROFS. The count may be short.
+    pub fn write(
+        &self,
+        _caller: Caller,
+        file: BorrowedFd<'_>,
+        from: &[IoVec],
+        offset: u64,
+        append: bool,
+    ) -> io::Result<usize> {
+        if self.context.options().readonly {
+            return Err(sys::error(libc::EROFS));
+        }
+        let flags = if append { libc::RWF_APPEND } else { 0 };
+        sys::io::write(file, from, offset, flags)
+    }
+
+    /// fsync or fdatasync.
+    pub fn fsync(&self, file: BorrowedFd<'_>, datasync: bool) -> io::Result<()> {
+        sys::io::sync(file, datasync)
+    }
+}
+
+/// `RAMFS_MAGIC` of linux/magic.h.
+const RAMFS_MAGIC: libc::c_long = 0x8584_58f6;

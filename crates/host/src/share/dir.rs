@@ -1,0 +1,96 @@
+//! Listing directories.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Mutex;
+
+use super::{DirEntry, Object, Share};
+use crate::attr::Caller;
+use crate::identity;
+use crate::sys;
+
+/// Keeps two listings of one open directory apart: setting its position and reading on from there are two system
+/// calls, and two threads may serve two requests on one fid. Striped by descriptor number, so that different
+/// directories hardly ever meet. Setting the position is never left out: nobody knows it for sure (a restart, an
+/// earlier listing that stopped inside a buffer), it costs one call per listing, and a file system that is there
+/// already (ext4's hash tree) notices.
+#[derive(Debug, Default)]
+pub(super) struct Positions([Mutex<()>; 32]);
+
+impl Positions {
+    fn of(&self, file: BorrowedFd<'_>) -> &Mutex<()> {
+        &self.0[file.as_raw_fd().unsigned_abs() as usize % self.0.len()]
+    }
+}
+
+impl Share {
+    /// Lists `dir` (its `file` must be an open directory: EBADF, ENOTDIR) from `cookie` (0: start) until `visit` says
+    /// false or the end. `buf` is the caller's getdents64 buffer (EINVAL when an entry does not fit; 280 bytes
+    /// always hold one). An entry that `visit` refused comes again when the listing goes on at the cookie of the one
+    /// before. Entries that vanish meanwhile are skipped; reserved names are hidden. No system call per entry where
+    /// the mode maps no types.
+    pub fn read_dir(
+        &self,
+        caller: Caller,
+        dir: &Object<'_>,
+        cookie: u64,
+        buf: &mut [u8],
+        visit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) -> io::Result<()> {
+        self.run("readdir", caller, dir, None, || {
+            self.list(dir, cookie, buf, visit)
+        })
+    }
+
+    fn list(
+        &self,
+        dir: &Object<'_>,
+        cookie: u64,
+        buf: &mut [u8],
+        visit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) -> io::Result<()> {
+        let file = dir.file.ok_or_else(|| sys::error(libc::EBADF))?;
+        let stat = sys::attr::stat(dir.path)?;
+        let dev = identity::device(&stat);
+        let is_root = self.context.is_root(&stat);
+        let _kept = self
+            .positions
+            .of(file)
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        sys::io::seek(file, cookie)?;
+        loop {
+            let len = sys::io::list(file, buf)?;
+            if len == 0 {
+                return Ok(());
+            }
+            let mut rest = &buf[..len];
+            while let Some((entry, after)) = sys::io::entry(rest) {
+                rest = after;
+                if self.mode.reserved(entry.name).is_some() {
+                    continue;
+                }
+                // The guest's readdir takes a position as a signed number, and 0 as the start.
+                let cookie = u64::try_from(entry.next)
+                    .ok()
+                    .filter(|&next| next > 0)
+                    .ok_or_else(|| sys::error(libc::EOVERFLOW))?;
+                let above = is_root && entry.name == b"..";
+                let entry = DirEntry {
+                    name: entry.name,
+                    // What lies above the root is nothing the guest can see.
+                    unique: self.context.devices().unique(
+                        dev,
+                        if above { stat.stx_ino } else { entry.ino },
+                        dir.path,
+                    )?,
+                    cookie,
+                    d_type: self.mode.entry_type(dir, entry.name, entry.kind),
+                };
+                if !visit(&entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! What the server calls: takes on the caller's rights, translates ids, refuses what the options forbid, asks the
+//! mode, explains a refusal.
+
+mod attrs;
+mod data;
+mod dir;
+mod handle;
+mod make;
+mod nodes;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use crate::attr::Caller;
+use crate::context::Context;
+use crate::creds::{self, Credentials};
+use crate::explain::Explainer;
+use crate::idmap::IdMaps;
+use crate::mode::ShareMode;
+use crate::name::Name;
+use crate::options::{CheckAccess, SecurityModel, ShareOptions};
+use crate::passthrough::Passthrough;
+use crate::squash::Squash;
+use crate::sys::{self, ProcFd};
+
+use data::ReadAhead;
+use dir::Positions;
+use handle::Mounts;
+
+/// An object as the server holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Object<'a> {
+    /// An `O_PATH | O_NOFOLLOW` descriptor of it.
+    pub path: BorrowedFd<'a>,
+    /// A descriptor the guest opened, when the fid is open; works on unlinked files too.
+    pub file: Option<BorrowedFd<'a>>,
+    /// `S_IFMT` bits of the host object.
+    pub host_type: u32,
+}
+
+/// One entry of a directory listing.
+#[derive(Clone, Copy, Debug)]
+pub struct DirEntry<'a> {
+    /// Name, without NUL. `.` and `..` are listed too.
+    pub name: &'a [u8],
+    /// As [`Identity::unique`](crate::Identity::unique), made from `d_ino` and the directory's device.
+    pub unique: u64,
+    /// Where the next read of this directory goes on; > 0, positive as `i64`.
+    pub cookie: u64,
+    /// `DT_*` as the guest shall see it.
+    pub d_type: u8,
+}
+
+/// The shared directory: one per process, used by all threads. Errors are OS errors, EINTR is none of them.
+pub struct Share {
+    context: Arc<Context>,
+    mode: Box<dyn ShareMode>,
+    /// With `--check-access host`.
+    credentials: Option<Credentials>,
+    explainer: Explainer,
+    read_ahead: ReadAhead,
+    positions: Positions,
+    mounts: Mounts,
+}
+
+impl Share {
+    /// Opens the directory and checks that the mode can work there; the error is one sentence. Sets the process's
+    /// umask to 0 and takes CAP_FSETID out of the calling thread's effective capabilities, so call it before any
+    /// other thread is made. Says in the log what the process lacks for the mode.
+    pub fn open(options: &ShareOptions) -> Result<Share, String> {
+        let shown = options.directory.display();
+        let root = std::fs::File::options();
+        let root = {
+            use std::os::unix::fs::OpenOptionsExt;
+            let mut root = root;
+            root.read(true)
+                .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+                .open(&options.directory)
+        };
+        let root = root.map_err(|e| match sys::errno(&e) {
+            libc::ENOTDIR => format!("{shown} is not a directory"),
+            _ => format!("cannot open the shared directory {shown}: {e}"),
+        })?;
+        let proc =
+            ProcFd::open().map_err(|e| format!("cannot open /proc/self/fd: {e}; is /proc mounted?"))?;
+        let context = Context::new(root.into(), proc, options.clone())
+            .map_err(|e| format!("cannot use the shared directory {shown}: {e}"))?;
+        let context = Arc::new(context);
+        // Modes come complete from the guest, which has applied its own umask.
+        sys::attr::umask(0);
+        let mode: Box<dyn ShareMode> = match options.model {
+            SecurityModel::Passthrough => {
+                let missing = creds::missing(context.caps());
+                if !missing.is_empty() {
+                    log::warn!(
+                        "security model passthrough gives every object the owner that the guest asks for, \
+                         and this process lacks {} for that: where it fails the guest sees \"permission \
+                         denied\"; run it as root, or use --security-model squash or mapped-xattr",
+                        missing.join(", ")
+                    );
+                }
+                Box::new(Passthrough::new(context.clone()))
+            }
+            SecurityModel::Squash => Box::new(Squash::new(context.clone())),
+            SecurityModel::MappedXattr | SecurityModel::MappedFile => {
+                return Err(
+                    "the mapped security models are not there yet: use --security-model squash or passthrough"
+                        .to_owned(),
+                );
+            }
+        };
+        let credentials = match options.check_access {
+            CheckAccess::Guest => None,
+            CheckAccess::Host => Some(Credentials::new(*context.caps())?),
+        };
+        Ok(Share {
+            mode,
+            credentials,
+            explainer: Explainer::new(),
+            read_ahead: ReadAhead::default(),
+            positions: Positions::default(),
+            mounts: Mounts::new(&context),
+            context,
+        })
+    }
+
+    fn ids(&self) -> &IdMaps {
+        &self.context.options().ids
+    }
+
+    /// Does `work` with the rights that count for `caller`, and explains a refusal in the log.
+    fn run<T>(
+        &self,
+        op: &'static str,
+        caller: Caller,
+        object: &Object<'_>,
+        name: Option<&Name>,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let result = match &self.credentials {
+            None => work(),
+            Some(credentials) => self
+                .ids()
+                .owner_to_host(caller)
+                .and_then(|host| credentials.enter(host))
+                .and_then(|_user| work()),
+        };
+        result.inspect_err(|error| {
+            if matches!(sys::errno(error), libc::EACCES | libc::EPERM | libc::EROFS) {
+                self.explainer
+                    .denied(&self.context, op, object, name, caller, error);
+            }
+        })
+    }
+
+    /// As [`Share::run`] for an operation that changes something.
+    fn change<T>(
+        &self,
+        op: &'static str,
+        caller: Caller,
+        object: &Object<'_>,
+        name: Option<&Name>,
+        work: impl FnOnce() -> io::Result<T>,
+    ) -> io::Result<T> {
+        let readonly = self.context.options().readonly;
+        self.run(op, caller, object, name, || {
+            if readonly {
+                return Err(sys::error(libc::EROFS));
+            }
+            work()
+        })
+    }
+
+    /// The errno of a name that the guest may not use in this mode.
+    fn allowed(&self, name: &Name) -> io::Result<()> {
+        match self.mode.reserved(name.as_bytes()) {
+            Some(errno) => Err(sys::error(errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Share")
+            .field("options", self.context.options())
+            .finish_non_exhaustive()
+    }
+}
+
+/// An object that is only known by an `O_PATH` descriptor.
+fn by_path(fd: &impl AsFd, host_type: u32) -> Object<'_> {
+    Object {
+        path: fd.as_fd(),
+        file: None,
+        host_type,
+    }
+}

@@ -1,0 +1,102 @@
+//! Finding objects: the root, one component down, one up.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::{Object, Share, by_path};
+use crate::attr::{Attr, Caller, Identity};
+use crate::name::Name;
+use crate::sys;
+
+/// How far up `..` looks for the root. Deeper trees exist only where somebody made one to see what happens.
+const DEPTH: usize = 65536;
+
+/// The type of an object that nobody has looked at yet; [`crate::ShareMode::identify`] finds out.
+const UNKNOWN: u32 = 0;
+
+impl Share {
+    /// A new `O_PATH` descriptor of the root.
+    pub fn root(&self, caller: Caller) -> io::Result<(OwnedFd, Identity)> {
+        let root = self.context.root().try_clone_to_owned()?;
+        let id = self.identify_as("attach", caller, &root, libc::S_IFDIR)?;
+        Ok((root, id))
+    }
+
+    /// One component down; never through symlinks. ENOENT, ENOTDIR, EACCES...
+    pub fn lookup(&self, caller: Caller, dir: &Object<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
+        self.run("walk", caller, dir, Some(name), || self.find(dir, name))
+    }
+
+    /// The parent of directory `dir` (`..` of a walk), the root for the root itself: never above the root.
+    ///
+    /// `..` is the only component the kernel's RESOLVE_BENEATH cannot guard here, because it starts at `dir`. A
+    /// directory that the host moves out of the share while the guest holds it must not become a way out with it,
+    /// so whatever `..` gives is only handed out when its own chain of parents reaches the root. ENOENT if not.
+    pub fn parent(&self, caller: Caller, dir: &Object<'_>) -> io::Result<(OwnedFd, Identity)> {
+        self.run("walk to the parent", caller, dir, None, || {
+            if dir.host_type != libc::S_IFDIR {
+                return Err(sys::error(libc::ENOTDIR));
+            }
+            if self.context.is_root(&sys::attr::stat(dir.path)?) {
+                let root = self.context.root().try_clone_to_owned()?;
+                let id = self.mode.identify(&by_path(&root, libc::S_IFDIR))?;
+                return Ok((root, id));
+            }
+            let parent = up(dir.path)?;
+            self.check_beneath(parent.as_fd())?;
+            let id = self.mode.identify(&by_path(&parent, libc::S_IFDIR))?;
+            Ok((parent, id))
+        })
+    }
+
+    /// Follows the parents of `dir` up to the root of the share; ENOENT at the root of the file system.
+    fn check_beneath(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        let mut stat = sys::attr::stat(dir)?;
+        let mut held: Option<OwnedFd> = None;
+        for _ in 0..DEPTH {
+            if self.context.is_root(&stat) {
+                return Ok(());
+            }
+            let next = up(held.as_ref().map_or(dir, |fd| fd.as_fd()))?;
+            let above = sys::attr::stat(next.as_fd())?;
+            let same = (above.stx_ino, above.stx_dev_major, above.stx_dev_minor)
+                == (stat.stx_ino, stat.stx_dev_major, stat.stx_dev_minor);
+            if same {
+                return Err(sys::error(libc::ENOENT));
+            }
+            stat = above;
+            held = Some(next);
+        }
+        Err(sys::error(libc::ELOOP))
+    }
+
+    /// Which object, which version: one statx where the mode maps no types.
+    pub fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {
+        self.mode.identify(object)
+    }
+
+    /// All attributes. One statx where the mode maps none.
+    pub fn stat(&self, caller: Caller, object: &Object<'_>) -> io::Result<Attr> {
+        let mut attr = self.run("getattr", caller, object, None, || self.mode.stat(object))?;
+        self.ids().attr_to_guest(&mut attr);
+        Ok(attr)
+    }
+
+    /// `lookup` with the rights the thread has now.
+    pub(super) fn find(&self, dir: &Object<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
+        self.allowed(name)?;
+        let path = self.context.lookup(dir.path, name.as_c_str())?;
+        let id = self.mode.identify(&by_path(&path, UNKNOWN))?;
+        Ok((path, id))
+    }
+
+    fn identify_as(&self, op: &'static str, caller: Caller, fd: &OwnedFd, kind: u32) -> io::Result<Identity> {
+        let object = by_path(fd, kind);
+        self.run(op, caller, &object, None, || self.mode.identify(&object))
+    }
+}
+
+fn up(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_NOFOLLOW;
+    sys::path::open_at(Some(dir), c"..", flags, 0)
+}
