@@ -57,8 +57,9 @@ impl Slot {
         let count = payload.div_ceil(PAGE);
         let most = message / PAGE + 2 + reply / PAGE + 2 + count;
         Slot {
-            message: memory.alloc(message, 64),
-            reply: memory.alloc(reply.max(WRITE_REPLY), 64),
+            // As kmalloc gives it: a whole page or more is aligned to pages.
+            message: memory.alloc(message, PAGE),
+            reply: memory.alloc(reply.max(WRITE_REPLY), PAGE),
             payload: memory.pages(count),
             pages,
             readable: Vec::with_capacity(most),

@@ -176,6 +176,19 @@ impl RingTransport {
         }
     }
 
+    /// Waits for the next completion, whichever it is: its token and reply.
+    ///
+    /// # Panics
+    /// When none comes, or it is none of this transport's own.
+    pub fn next_reply(&mut self) -> (u16, Vec<u8>) {
+        let Some((token, len)) = self.ring.wait_used(self.patience) else {
+            panic!("no answer after {:?}", self.patience);
+        };
+        self.take(token, len);
+        let reply = self.done.remove(&token).expect("a request of this transport");
+        (token, reply)
+    }
+
     /// Requests in flight.
     pub fn in_flight(&self) -> usize {
         self.busy.len()
