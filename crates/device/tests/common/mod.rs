@@ -1,0 +1,139 @@
+//! A device in this process, on a socket and a share of its own.
+
+#![allow(dead_code, reason = "each test program uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use device::{DeviceOptions, Handler, Listener, Stop};
+use tempfile::TempDir;
+use testkit::{Machine, MachineOptions, Vmm};
+
+/// The tag every device here has.
+pub const TAG: &[u8] = b"test-share";
+
+/// Ends with the value: serving stops, the directories are removed.
+pub struct Rig {
+    base: TempDir,
+    stop: Arc<Stop>,
+    thread: Option<JoinHandle<Result<(), String>>>,
+}
+
+fn base() -> TempDir {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    std::fs::create_dir(base.path().join("share")).expect("mkdir");
+    base
+}
+
+impl Rig {
+    /// Serves what `new_handler` makes, with this many threads for what blocks.
+    pub fn with<H: Handler + 'static>(
+        new_handler: impl Fn() -> H + Send + 'static,
+        io_threads: usize,
+    ) -> Rig {
+        Rig::start(base(), new_handler, io_threads)
+    }
+
+    fn start<H: Handler + 'static>(
+        base: TempDir,
+        new_handler: impl Fn() -> H + Send + 'static,
+        io_threads: usize,
+    ) -> Rig {
+        let listener = Listener::new(base.path().join("socket"), true).expect("bind");
+        let stop = Arc::new(Stop::new().expect("a stop"));
+        let theirs = Arc::clone(&stop);
+        let options = DeviceOptions {
+            tag: TAG.to_vec(),
+            io_threads,
+            poll_max: Duration::from_micros(50),
+        };
+        let thread = std::thread::spawn(move || device::serve(listener, new_handler, &options, &theirs));
+        Rig {
+            base,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// The shared directory.
+    pub fn share(&self) -> PathBuf {
+        self.base.path().join("share")
+    }
+
+    /// The device's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.base.path().join("socket")
+    }
+
+    /// A machine with the share mounted.
+    pub fn boot(&self, vmm: Vmm) -> Machine {
+        self.boot_with(&MachineOptions::new(vmm))
+    }
+
+    /// As [`Rig::boot`].
+    pub fn boot_with(&self, options: &MachineOptions) -> Machine {
+        Machine::boot(&self.socket(), options).expect("the machine boots")
+    }
+
+    /// Writes a file into the share.
+    pub fn put(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.share().join(name), bytes).expect("write");
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.request();
+        let result = self.thread.take().map(JoinHandle::join);
+        // A second panic would hide the first.
+        if !std::thread::panicking() {
+            assert!(
+                matches!(result, Some(Ok(Ok(())))),
+                "serving ended with {result:?}"
+            );
+        }
+    }
+}
+
+/// The device still answers: a walk, an attribute, a read.
+pub fn assert_alive(machine: &mut Machine, share: &Path) {
+    std::fs::write(share.join("alive"), "still here").expect("write");
+    let client = &mut machine.client;
+    client.walk_all(0, 9000, &["alive"]).expect("walk");
+    assert_eq!(client.stat(9000).expect("getattr").size, 10);
+    client.lopen(9000, wire::P9_DOTL_RDONLY).expect("open");
+    assert_eq!(client.read(9000, 0, 100).expect("read"), b"still here");
+    client.clunk(9000).expect("clunk");
+}
+
+/// A message's bytes.
+pub fn frame<'a>(message: impl Into<wire::Tmessage<'a>>, tag: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 66_000];
+    let len = message.into().encode(tag, &mut bytes).expect("it fits");
+    bytes.truncate(len);
+    bytes
+}
+
+/// The errno of an Rlerror, its tag checked.
+pub fn errno(reply: &[u8], tag: u16) -> i32 {
+    match wire::Rmessage::decode(reply) {
+        Ok((got, wire::Rmessage::Lerror(error))) if got == tag => error.ecode as i32,
+        other => panic!("not an Rlerror with tag {tag}: {other:?}"),
+    }
+}
+
+/// Descriptors this process has open.
+pub fn open_descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+}
+
+/// Waits until `done`, polling; panics after a time that no machine needs.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let end = std::time::Instant::now() + testkit::vhost_user::PATIENCE;
+    while !done() {
+        assert!(std::time::Instant::now() < end, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
