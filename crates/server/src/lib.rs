@@ -1,7 +1,40 @@
 //! A 9P2000.L session: fids and their state machine, one file per message family.
 //!
 //! The device hands in requests and gets outcomes; what a ring or a descriptor is, is not known here.
+//!
+//! | files | are |
+//! |---|---|
+//! | `session` | what becomes of each message: the protocol's table of contents |
+//! | `version attach walk open io dir attr xattr lock link fsync statfs flush` | the handlers, a file per message family |
+//! | `table`, `nodes`, `locks` | the session's state: fids, the objects they stand for, byte ranges held |
+//! | `slab`, `bytes` | what state is kept in |
+//! | `pin`, `find` | state in use without the lock; descriptors given back and objects found again |
+//! | `reply`, `request`, `failure` | what comes in and goes out |
 
+mod attach;
+mod attr;
+mod bytes;
+mod dir;
+mod failure;
+mod find;
+mod flush;
+mod fsync;
+mod io;
+mod link;
+mod lock;
+mod locks;
+mod nodes;
+mod open;
+mod pin;
+mod reply;
 pub mod request;
+mod session;
+mod slab;
+mod statfs;
+mod table;
+mod version;
+mod walk;
+mod xattr;
 
 pub use request::{How, Outcome, Request, Scratch};
+pub use session::{Limits, Session, Usage};

@@ -1,0 +1,199 @@
+//! Treaddir, and what makes, moves and removes the entries of a directory: Tmkdir, Tmknod, Trename, Trenameat,
+//! Tunlinkat.
+
+use host::Name;
+use wire::{
+    Dirent, NOFID, P9_DOTL_AT_REMOVEDIR, QTDIR, QTFILE, QTSYMLINK, Qid, Rmkdir, Rmknod, Rreaddir, Rrename,
+    Rrenameat, Runlinkat, Tmkdir, Tmknod, Treaddir, Trename, Trenameat, Tunlinkat, encode_rreaddir_header,
+};
+
+use crate::failure::Failure;
+use crate::pin::{NOGID, Pin};
+use crate::reply::Reply;
+use crate::request::{Outcome, Scratch};
+use crate::session::{Session, name};
+use crate::table::{State, Tables};
+use crate::walk::qid;
+
+/// Bytes of entries in one reply at most, whatever the client asks for.
+const LISTING: usize = 1 << 20;
+
+/// Room for getdents64: its records are about as long as ours, and one of a name of 255 bytes must fit.
+const ENTRIES: std::ops::RangeInclusive<usize> = 1024..=64 * 1024;
+
+/// At least `len` bytes of a buffer that is kept from request to request.
+fn room(buf: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buf.len() < len {
+        buf.resize(len, 0);
+    }
+    &mut buf[..len]
+}
+
+/// The qid of a directory entry: Linux takes only the path from it (for `d_ino`), so it costs no system call. The
+/// version is 0, "not known".
+fn entry_qid(path: u64, d_type: u8) -> Qid {
+    let kind = match d_type {
+        libc::DT_DIR => QTDIR,
+        libc::DT_LNK => QTSYMLINK,
+        _ => QTFILE,
+    };
+    Qid {
+        kind,
+        version: 0,
+        path,
+    }
+}
+
+impl Session {
+    /// Lists an open directory from a cookie on. EINVAL when not even the first entry fits, which an empty
+    /// answer would turn into the directory's end; EINVAL for a fid that is no open directory.
+    pub(crate) fn readdir(
+        &self,
+        m: &Treaddir,
+        reply: &Reply<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Outcome, Failure> {
+        const HEADER: usize = Rreaddir::HEADER_LEN;
+        let pin = self.pin(m.fid, libc::EINVAL)?;
+        if pin.state() != State::Dir {
+            return Err(Failure::new(libc::EINVAL));
+        }
+        let wanted = usize::try_from(m.count).unwrap_or(usize::MAX);
+        let count = wanted
+            .min(self.reply_room(reply).saturating_sub(HEADER))
+            .min(LISTING);
+        let out = room(&mut scratch.bytes, HEADER + count);
+        let entries = room(
+            &mut scratch.entries,
+            count.clamp(*ENTRIES.start(), *ENTRIES.end()),
+        );
+        let mut end = HEADER;
+        let mut full = false;
+        self.share.read_dir(
+            pin.caller(NOGID),
+            &pin.object(),
+            m.offset,
+            entries,
+            &mut |entry| {
+                let entry = Dirent {
+                    qid: entry_qid(entry.unique, entry.d_type),
+                    offset: entry.cookie,
+                    kind: entry.d_type,
+                    name: entry.name,
+                };
+                match entry.encode(&mut out[end..]) {
+                    Some(len) => end += len,
+                    None => full = true,
+                }
+                !full
+            },
+        )?;
+        if full && end == HEADER {
+            return Err(Failure::new(libc::EINVAL));
+        }
+        let count = u32::try_from(end - HEADER).map_err(|_| Failure::new(libc::EMSGSIZE))?;
+        encode_rreaddir_header(out, reply.tag, count).ok_or(Failure::new(libc::EMSGSIZE))?;
+        Ok(reply.send_bytes(&out[..end]))
+    }
+
+    /// Makes a directory.
+    pub(crate) fn mkdir(&self, m: &Tmkdir<'_>) -> Result<Rmkdir, Failure> {
+        let name = name(m.name, libc::EEXIST)?;
+        let dir = self.pin(m.dfid, libc::ENOENT)?;
+        dir.is_directory()?;
+        let id = self
+            .share
+            .mkdir(dir.caller(m.gid), &dir.object(), &name, m.mode & 0o7777)?;
+        Ok(Rmkdir { qid: qid(&id) })
+    }
+
+    /// Makes a device, a FIFO, a socket or a regular file.
+    pub(crate) fn mknod(&self, m: &Tmknod<'_>) -> Result<Rmknod, Failure> {
+        let name = name(m.name, libc::EEXIST)?;
+        let dir = self.pin(m.dfid, libc::ENOENT)?;
+        dir.is_directory()?;
+        let id = self.share.mknod(
+            dir.caller(m.gid),
+            &dir.object(),
+            &name,
+            m.mode,
+            libc::makedev(m.major, m.minor),
+        )?;
+        Ok(Rmknod { qid: qid(&id) })
+    }
+
+    /// Moves the fid's object to a name in another directory, or in its own when that is [`NOFID`].
+    pub(crate) fn rename(&self, m: &Trename<'_>) -> Result<Rrename, Failure> {
+        let new = name(m.name, libc::EISDIR)?;
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        pin.is_object()?;
+        let to = match m.dfid {
+            NOFID => None,
+            dfid => Some(self.pin(dfid, libc::ENOENT)?),
+        };
+        if let Some(to) = &to {
+            to.is_directory()?;
+        }
+        let place = self.place(pin.view.node, pin.view.uid)?;
+        let (target, node) = match &to {
+            Some(to) => (to.object(), Some(to.view.node)),
+            None => (place.object(), place.node()),
+        };
+        let caller = pin.caller(NOGID);
+        self.share
+            .rename(caller, &place.object(), &place.name, &target, &new)?;
+        if let Some(node) = node {
+            self.moved(pin.view.node, node, &new);
+        }
+        Ok(Rrename)
+    }
+
+    /// Moves an entry from one directory to another.
+    pub(crate) fn renameat(&self, m: &Trenameat<'_>) -> Result<Rrenameat, Failure> {
+        let old = name(m.oldname, libc::EISDIR)?;
+        let new = name(m.newname, libc::EISDIR)?;
+        let from = self.pin(m.olddirfid, libc::ENOENT)?;
+        let to = self.pin(m.newdirfid, libc::ENOENT)?;
+        from.is_directory()?;
+        to.is_directory()?;
+        let caller = from.caller(NOGID);
+        self.share
+            .rename(caller, &from.object(), &old, &to.object(), &new)?;
+        self.follow(&to, &new);
+        Ok(Rrenameat)
+    }
+
+    /// After a rename by name: if there is a node of what moved, notes where it is now, so that it can be found
+    /// again, removed and renamed by its fids. A failure here is none of the rename's.
+    fn follow(&self, to: &Pin<'_>, new: &Name) {
+        if let Ok((_fd, id)) = self.share.lookup(to.caller(NOGID), &to.object(), new)
+            && let Some(node) = self.with(|tables| tables.nodes.find(&id))
+        {
+            self.moved(node, to.view.node, new);
+        }
+    }
+
+    fn moved(&self, node: u32, parent: u32, new: &Name) {
+        self.with(|tables| {
+            let Tables { nodes, dead, .. } = tables;
+            nodes.name(node, parent, new.as_bytes(), dead);
+        });
+    }
+
+    /// Removes an entry: a directory's if the flags say so.
+    pub(crate) fn unlinkat(&self, m: &Tunlinkat<'_>) -> Result<Runlinkat, Failure> {
+        let old = match m.name {
+            b".." => Err(Failure::new(libc::ENOTEMPTY)),
+            other => name(other, libc::EINVAL),
+        }?;
+        if m.flags & !P9_DOTL_AT_REMOVEDIR != 0 {
+            return Err(Failure::new(libc::EINVAL));
+        }
+        let dir = self.pin(m.dirfd, libc::EINVAL)?;
+        dir.is_directory()?;
+        let directory = m.flags & P9_DOTL_AT_REMOVEDIR != 0;
+        self.share
+            .unlink(dir.caller(NOGID), &dir.object(), &old, directory)?;
+        Ok(Runlinkat)
+    }
+}

@@ -1,0 +1,78 @@
+//! Tlink, Tsymlink, Treadlink.
+
+use wire::{Message, Rlink, Rreadlink, Rsymlink, Tlink, Treadlink, Tsymlink};
+
+use crate::failure::Failure;
+use crate::pin::NOGID;
+use crate::reply::Reply;
+use crate::request::{Outcome, Scratch};
+use crate::session::{Session, name};
+use crate::walk::qid;
+
+/// One more than the longest target (`PATH_MAX`).
+const PATH_MAX: usize = 4096;
+
+/// Bytes of an Rreadlink before the target.
+const HEADER: usize = 9;
+
+impl Session {
+    /// A further name for the object of `fid`, open or not.
+    pub(crate) fn link(&self, m: &Tlink<'_>) -> Result<Rlink, Failure> {
+        let name = name(m.name, libc::EEXIST)?;
+        let dir = self.pin(m.dfid, libc::ENOENT)?;
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        dir.is_directory()?;
+        pin.is_object()?;
+        self.share
+            .link(dir.caller(NOGID), &pin.object(), &dir.object(), &name)?;
+        Ok(Rlink)
+    }
+
+    /// Makes a symlink. ENOENT for an empty target, EINVAL for a NUL in it, ENAMETOOLONG from 4096 bytes on.
+    pub(crate) fn symlink(&self, m: &Tsymlink<'_>) -> Result<Rsymlink, Failure> {
+        let name = name(m.name, libc::EEXIST)?;
+        let dir = self.pin(m.dfid, libc::ENOENT)?;
+        dir.is_directory()?;
+        if m.target.is_empty() {
+            return Err(Failure::new(libc::ENOENT));
+        }
+        if m.target.contains(&0) {
+            return Err(Failure::new(libc::EINVAL));
+        }
+        if m.target.len() >= PATH_MAX {
+            return Err(Failure::new(libc::ENAMETOOLONG));
+        }
+        let id = self
+            .share
+            .symlink(dir.caller(m.gid), &dir.object(), &name, m.target)?;
+        Ok(Rsymlink { qid: qid(&id) })
+    }
+
+    /// A symlink's target, whole: EMSGSIZE when the reply has no room for it. EINVAL for anything but a symlink.
+    pub(crate) fn readlink(
+        &self,
+        m: &Treadlink,
+        reply: &Reply<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Outcome, Failure> {
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        pin.is_object()?;
+        let target = &mut scratch.entries;
+        target.resize(target.len().max(PATH_MAX), 0);
+        let len = self
+            .share
+            .readlink(pin.caller(NOGID), &pin.object(), &mut target[..PATH_MAX])?;
+        let message = Rreadlink {
+            target: target.get(..len).unwrap_or_default(),
+        };
+        if self.reply_room(reply) < HEADER + len {
+            return Err(Failure::new(libc::EMSGSIZE));
+        }
+        let out = &mut scratch.bytes;
+        out.resize(out.len().max(HEADER + PATH_MAX), 0);
+        let len = message
+            .encode(reply.tag, out)
+            .ok_or(Failure::new(libc::EMSGSIZE))?;
+        Ok(reply.send_bytes(&out[..len]))
+    }
+}

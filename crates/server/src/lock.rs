@@ -1,0 +1,264 @@
+//! Tlock and Tgetlock: real byte-range locks, which other guests, other shares and the host's processes see.
+//!
+//! They are open-file-description locks: no process id of ours is in them, and closing one descriptor does not drop
+//! those of another.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError, TryLockError};
+
+use host::Object;
+use host::sys::io::{Lock, get_lock, set_lock};
+use wire::{
+    Message, P9_LOCK_BLOCKED, P9_LOCK_FLAGS_BLOCK, P9_LOCK_SUCCESS, P9_LOCK_TYPE_RDLCK, P9_LOCK_TYPE_UNLCK,
+    P9_LOCK_TYPE_WRLCK, Rgetlock, Rlock, Tgetlock, Tlock,
+};
+
+use crate::failure::Failure;
+use crate::locks::{Held, Inode, Locks, Range};
+use crate::nodes::Same;
+use crate::pin::{NOGID, Pin};
+use crate::reply::Reply;
+use crate::request::{How, Outcome, Request, Scratch};
+use crate::session::Session;
+use crate::slab::spread;
+use crate::table::State;
+
+const EINVAL: Failure = Failure::new(libc::EINVAL);
+
+/// Longest time between two tries for a lock that somebody outside this session holds: nobody tells when it is
+/// let go.
+const RETRY_MS: u32 = 64;
+
+/// Bytes of an Rgetlock without its client's name.
+const RGETLOCK: usize = 7 + 1 + 8 + 8 + 4 + 2;
+
+fn host_lock(kind: i32, range: Range) -> Lock {
+    Lock {
+        kind,
+        start: range.start,
+        length: range.length(),
+    }
+}
+
+/// One number for a process of a client.
+fn owner(proc_id: u32, client_id: &[u8]) -> u64 {
+    client_id.iter().fold(spread(proc_id.into()), |hash, &byte| {
+        spread(hash ^ u64::from(byte))
+    })
+}
+
+fn host_kind(kind: u8) -> Result<i32, Failure> {
+    match kind {
+        P9_LOCK_TYPE_RDLCK => Ok(libc::F_RDLCK),
+        P9_LOCK_TYPE_WRLCK => Ok(libc::F_WRLCK),
+        P9_LOCK_TYPE_UNLCK => Ok(libc::F_UNLCK),
+        _ => Err(EINVAL),
+    }
+}
+
+impl Session {
+    /// The session's locks. Held over system calls that do not wait, so that what is noted is what the host has.
+    pub(crate) fn locks(&self) -> MutexGuard<'_, Locks> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Session::locks`]; `None` when another thread has them.
+    pub(crate) fn try_locks(&self) -> Option<MutexGuard<'_, Locks>> {
+        match self.locks.try_lock() {
+            Ok(locks) => Some(locks),
+            Err(TryLockError::Poisoned(locks)) => Some(locks.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    fn locks_how(&self, how: How) -> Option<MutexGuard<'_, Locks>> {
+        match how {
+            How::Inline => self.try_locks(),
+            How::Blocking | How::Last => Some(self.locks()),
+        }
+    }
+
+    /// Tells those who wait that it may be worth trying again.
+    fn wake(&self) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Drops all locks.
+    pub(crate) fn drop_locks(&self) {
+        let dropped = std::mem::take(&mut *self.locks());
+        if dropped.count() > 0 {
+            self.wake();
+        }
+    }
+
+    /// Drops the locks taken through a fid that is gone.
+    pub(crate) fn release_fid(&self, locks: &mut Locks, pin: &Pin<'_>) {
+        if let Some(same) = self.inode(pin) {
+            let free = locks.release_fid(same, pin.view.fid);
+            self.unlock(locks, same, &free);
+        }
+    }
+
+    fn inode(&self, pin: &Pin<'_>) -> Option<Same> {
+        self.with(|tables| tables.nodes.get(pin.view.node).map(|node| node.same))
+    }
+
+    /// Unlocks ranges that nobody holds any more. An error leaves a lock too many, until the description is closed.
+    fn unlock(&self, locks: &mut Locks, same: Same, free: &[Range]) {
+        if !locks.tidy(same)
+            && let Some(inode) = locks.get(same)
+        {
+            for range in free {
+                if let Err(error) = set_lock(inode.file.as_fd(), host_lock(libc::F_UNLCK, *range)) {
+                    log::warn!("a byte range stays locked: {error}");
+                }
+            }
+        }
+        self.wake();
+    }
+
+    /// Takes, changes or drops a lock. A conflict is answered with BLOCKED, or not before it is over when the
+    /// client wants to wait. EBADF for a fid that is no open file, EINVAL for an unknown kind or flag or a range
+    /// that no file can have, ENOLCK when there are too many.
+    pub(crate) fn lock(
+        &self,
+        m: &Tlock<'_>,
+        request: &mut Request<'_>,
+        reply: &Reply<'_>,
+        how: How,
+    ) -> Result<Outcome, Failure> {
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        if m.flags & !P9_LOCK_FLAGS_BLOCK != 0 {
+            return Err(EINVAL);
+        }
+        if pin.state() != State::File {
+            return Err(Failure::new(libc::EBADF));
+        }
+        let range = Range::new(m.start, m.length).ok_or(EINVAL)?;
+        let kind = host_kind(m.kind)?;
+        let owner = owner(m.proc_id, m.client_id);
+        let Some(mut locks) = self.locks_how(how) else {
+            return Ok(Outcome::Defer);
+        };
+        let same = self.inode(&pin).ok_or(EINVAL)?;
+        let success = Rlock {
+            status: P9_LOCK_SUCCESS,
+        };
+        if kind == libc::F_UNLCK {
+            if locks.get(same).is_some() {
+                let free = locks.release(same, owner, range);
+                self.unlock(&mut locks, same, &free);
+            }
+            return Ok(reply.send(&success));
+        }
+        // A range in the middle of another leaves two more than there were.
+        if locks.count().saturating_add(2) > self.limits.max_locks {
+            return Err(Failure::new(libc::ENOLCK));
+        }
+        // From here on the fid's end drops its locks, whichever thread comes first.
+        self.with(|tables| tables.will_lock(&pin.view))?;
+        if self.try_take(&mut locks, &pin, same, host_lock(kind, range))? {
+            locks.take(
+                same,
+                Held {
+                    range,
+                    owner,
+                    fid: pin.view.fid,
+                    write: kind == libc::F_WRLCK,
+                },
+            );
+            return Ok(reply.send(&success));
+        }
+        if m.flags & P9_LOCK_FLAGS_BLOCK != 0 && how != How::Last {
+            let tries = u32::try_from(*request.progress).unwrap_or(u32::MAX);
+            *request.progress = u64::from(tries.saturating_add(1));
+            let retry_ms = 1u32
+                .checked_shl(tries)
+                .map_or(RETRY_MS, |ms| ms.clamp(1, RETRY_MS));
+            return Ok(Outcome::Wait { retry_ms });
+        }
+        Ok(reply.send(&Rlock {
+            status: P9_LOCK_BLOCKED,
+        }))
+    }
+
+    /// Tries for a lock on the inode's description; false when somebody else's is in the way.
+    fn try_take(&self, locks: &mut Locks, pin: &Pin<'_>, same: Same, lock: Lock) -> Result<bool, Failure> {
+        let granted = |result: std::io::Result<()>| match result {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+            Err(error) => Err(Failure::from(error)),
+        };
+        if let Some(inode) = locks.get(same) {
+            return granted(set_lock(inode.file.as_fd(), lock));
+        }
+        let object = Object {
+            file: None,
+            ..pin.object()
+        };
+        let caller = pin.caller(NOGID);
+        // An exclusive lock takes a description open for writing, whatever the guest's own was.
+        let file = self
+            .share
+            .open_object(caller, &object, libc::O_RDWR)
+            .or_else(|_| self.share.open_object(caller, &object, libc::O_RDONLY))?;
+        let taken = granted(set_lock(file.as_fd(), lock))?;
+        if taken {
+            locks.add(same, Inode::new(file));
+        }
+        Ok(taken)
+    }
+
+    /// The first lock of somebody outside this session that is in the way; of the client's own processes its kernel
+    /// knows. The holder's process id is the host's business and given as 0.
+    pub(crate) fn getlock(
+        &self,
+        m: &Tgetlock<'_>,
+        reply: &Reply<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Outcome, Failure> {
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        if pin.state() != State::File {
+            return Err(Failure::new(libc::EBADF));
+        }
+        let range = Range::new(m.start, m.length).ok_or(EINVAL)?;
+        let kind = host_kind(m.kind)?;
+        if self.reply_room(reply) < RGETLOCK + m.client_id.len() {
+            return Err(Failure::new(libc::EMSGSIZE));
+        }
+        let found = match kind {
+            libc::F_UNLCK => None,
+            kind => {
+                let lock = host_lock(kind, range);
+                let same = self.inode(&pin).ok_or(EINVAL)?;
+                // Asked through the description that holds the session's own, which is then not in the way.
+                let locks = self.locks();
+                match locks.get(same) {
+                    Some(inode) => get_lock(inode.file.as_fd(), lock)?,
+                    None => get_lock(pin.file()?, lock)?,
+                }
+            }
+        };
+        let mut answer = Rgetlock {
+            kind: P9_LOCK_TYPE_UNLCK,
+            start: m.start,
+            length: m.length,
+            proc_id: m.proc_id,
+            client_id: m.client_id,
+        };
+        if let Some((lock, _)) = found {
+            answer.kind = match lock.kind {
+                libc::F_RDLCK => P9_LOCK_TYPE_RDLCK,
+                _ => P9_LOCK_TYPE_WRLCK,
+            };
+            (answer.start, answer.length, answer.proc_id) = (lock.start, lock.length, 0);
+        }
+        let out = &mut scratch.bytes;
+        out.resize(out.len().max(RGETLOCK + m.client_id.len()), 0);
+        let len = answer
+            .encode(reply.tag, out)
+            .ok_or(Failure::new(libc::EMSGSIZE))?;
+        Ok(reply.send_bytes(&out[..len]))
+    }
+}

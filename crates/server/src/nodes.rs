@@ -1,0 +1,448 @@
+//! Nodes: the host objects that a session's fids stand for, one per object.
+//!
+//! A node keeps an `O_PATH` descriptor while there are enough of them, and always what it takes to find the object
+//! again: a file handle, or the node of a parent and the path below it. This file is the book-keeping; the
+//! system calls are in `find`.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use host::{FileType, Identity};
+
+use crate::bytes::ByteStore;
+use crate::slab::{HashedSlab, Keyed, NONE, spread};
+
+/// How many parents are looked at to tell that a new name makes no circle.
+const CIRCLE_CHECK: usize = 512;
+
+/// Which object a node is: inode numbers are used again, so the time of birth belongs to it where there is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Same {
+    dev: u64,
+    ino: u64,
+}
+
+impl Same {
+    /// Of an identity.
+    pub(crate) fn of(id: &Identity) -> Same {
+        Same {
+            dev: id.dev,
+            ino: id.ino,
+        }
+    }
+
+    fn hash(self) -> u64 {
+        spread(self.ino ^ self.dev.rotate_left(32))
+    }
+}
+
+/// One host object.
+#[derive(Debug)]
+pub(crate) struct Node {
+    /// Which one.
+    pub(crate) same: Same,
+    /// Its `O_PATH` descriptor, unless evicted.
+    fd: Option<OwnedFd>,
+    /// `S_IFMT` bits of the host object.
+    pub(crate) host_type: u32,
+    /// What the guest sees.
+    pub(crate) file_type: FileType,
+    /// The root is never evicted.
+    root: bool,
+    /// Its file handle, from the first eviction on: mount[4] kind[4] bytes.
+    handle: u32,
+    /// The directory that `path` starts from.
+    parent: u32,
+    /// One or more names with `/` between: a walk of many names leaves no node for those in the middle.
+    path: u32,
+    /// Fids, and nodes whose parent this is.
+    refs: u32,
+    /// Requests under way.
+    pins: u32,
+    /// Open fids. Their object may have no name any more, so it is not evicted.
+    opens: u32,
+    chain: u32,
+    newer: u32,
+    older: u32,
+}
+
+impl Node {
+    /// Its descriptor, if it has one.
+    pub(crate) fn raw(&self) -> Option<RawFd> {
+        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    }
+
+    /// Whether it can be found again by what is known so far.
+    pub(crate) fn has_handle(&self) -> bool {
+        self.handle != NONE
+    }
+}
+
+impl Keyed for Node {
+    fn hash(&self) -> u64 {
+        self.same.hash()
+    }
+    fn chain(&self) -> u32 {
+        self.chain
+    }
+    fn set_chain(&mut self, next: u32) {
+        self.chain = next;
+    }
+}
+
+/// All nodes of a session.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    nodes: HashedSlab<Node>,
+    bytes: ByteStore,
+    /// Beyond this many, new nodes do not keep their parents alive.
+    most: usize,
+    newest: u32,
+    oldest: u32,
+    /// Nodes with a descriptor.
+    open: usize,
+}
+
+/// How to find a node again: from `start` along the paths, each of which must lead to its object.
+#[derive(Debug)]
+pub(crate) struct Way {
+    /// Where to start.
+    pub(crate) start: Start,
+    /// Paths, the last step first.
+    pub(crate) steps: Vec<(Same, Vec<u8>)>,
+}
+
+/// Where a [`Way`] starts.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// At this node, which has a descriptor and is pinned.
+    Node(u32),
+    /// At the object behind a handle: mount[4] kind[4] bytes.
+    Handle(Vec<u8>),
+}
+
+impl Nodes {
+    /// No nodes; room for `most` with parents.
+    pub(crate) fn new(most: usize) -> Nodes {
+        Nodes {
+            nodes: HashedSlab::default(),
+            bytes: ByteStore::default(),
+            most,
+            newest: NONE,
+            oldest: NONE,
+            open: 0,
+        }
+    }
+
+    /// Nodes there are.
+    pub(crate) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Descriptors that nodes hold.
+    pub(crate) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// The node `number`.
+    pub(crate) fn get(&self, number: u32) -> Option<&Node> {
+        self.nodes.get(number)
+    }
+
+    /// The node of the object that `fd` names, found at `path` below the node `parent` if that is known; counted as
+    /// one reference more. A descriptor too many goes to `dead`.
+    pub(crate) fn adopt(
+        &mut self,
+        fd: OwnedFd,
+        id: &Identity,
+        from: Option<(u32, &[u8])>,
+        dead: &mut Vec<OwnedFd>,
+    ) -> u32 {
+        let same = Same::of(id);
+        let found = self.nodes.find(same.hash(), |node| node.same == same);
+        if let Some(number) = found {
+            if self.nodes.get(number).is_some_and(|node| node.fd.is_some()) {
+                // As long as the descriptor is open the inode number is not used again: it is the same object.
+                dead.push(fd);
+                self.touch(number);
+                if let Some(node) = self.nodes.get_mut(number) {
+                    node.refs += 1;
+                }
+                if let Some((parent, path)) = from {
+                    self.name(number, parent, path, dead);
+                }
+                return number;
+            }
+            // The number may have gone to another object meanwhile, so this is a node of its own; the evicted one
+            // is found again by its own means.
+            self.nodes.unindex(number);
+        }
+        let number = self.nodes.insert(Node {
+            same,
+            fd: Some(fd),
+            host_type: id.host_type,
+            file_type: id.file_type,
+            root: false,
+            handle: NONE,
+            parent: NONE,
+            path: NONE,
+            refs: 1,
+            pins: 0,
+            opens: 0,
+            chain: NONE,
+            newer: NONE,
+            older: NONE,
+        });
+        self.open += 1;
+        self.link(number);
+        if let Some((parent, path)) = from
+            && self.nodes.len() <= self.most
+        {
+            // Nobody's ancestor yet, so no circle can come of it.
+            self.place_at(number, parent, path);
+        }
+        number
+    }
+
+    /// Marks the root.
+    pub(crate) fn set_root(&mut self, number: u32) {
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.root = true;
+        }
+    }
+
+    /// The node with this identity that has a descriptor or can be told from its successors.
+    pub(crate) fn find(&self, id: &Identity) -> Option<u32> {
+        let same = Same::of(id);
+        self.nodes.find(same.hash(), |node| node.same == same)
+    }
+
+    /// Notes that the node is at `path` below `parent` now.
+    pub(crate) fn name(&mut self, number: u32, parent: u32, path: &[u8], dead: &mut Vec<OwnedFd>) {
+        let Some(node) = self.nodes.get(number) else {
+            return;
+        };
+        let (old_parent, old_path) = (node.parent, node.path);
+        if node.root || path.is_empty() || (old_parent == parent && self.bytes.is(old_path, path)) {
+            return;
+        }
+        // A directory that host and guest moved about in turns must not become its own ancestor.
+        let mut above = parent;
+        for _ in 0..CIRCLE_CHECK {
+            if above == number {
+                return;
+            }
+            match self.nodes.get(above) {
+                Some(node) => above = node.parent,
+                None => break,
+            }
+        }
+        if above != NONE || self.nodes.get(parent).is_none() {
+            return;
+        }
+        self.place_at(number, parent, path);
+        self.bytes.remove(old_path);
+        self.release(old_parent, dead);
+    }
+
+    fn place_at(&mut self, number: u32, parent: u32, path: &[u8]) {
+        let path = self.bytes.put(path);
+        if path == NONE {
+            return;
+        }
+        self.retain(parent);
+        if let Some(node) = self.nodes.get_mut(number) {
+            (node.parent, node.path) = (parent, path);
+        }
+    }
+
+    /// The node's parent and the path from there.
+    pub(crate) fn place(&self, number: u32) -> Option<(u32, Vec<u8>)> {
+        let node = self.nodes.get(number)?;
+        let mut path = Vec::new();
+        self.bytes.get(node.path, &mut path);
+        (node.parent != NONE && !path.is_empty()).then_some((node.parent, path))
+    }
+
+    /// One reference more.
+    pub(crate) fn retain(&mut self, number: u32) {
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.refs += 1;
+        }
+    }
+
+    /// One reference less; a node without any, and then its parents without any, are gone.
+    pub(crate) fn release(&mut self, number: u32, dead: &mut Vec<OwnedFd>) {
+        let mut at = number;
+        while let Some(node) = self.nodes.get_mut(at) {
+            node.refs = node.refs.saturating_sub(1);
+            if node.refs > 0 || node.pins > 0 {
+                return;
+            }
+            at = self.free(at, dead);
+        }
+    }
+
+    /// Takes a node out; gives its parent, whose reference is then the caller's.
+    fn free(&mut self, number: u32, dead: &mut Vec<OwnedFd>) -> u32 {
+        self.unlink(number);
+        let Some(node) = self.nodes.remove(number) else {
+            return NONE;
+        };
+        if let Some(fd) = node.fd {
+            self.open -= 1;
+            dead.push(fd);
+        }
+        self.bytes.remove(node.handle);
+        self.bytes.remove(node.path);
+        node.parent
+    }
+
+    /// A request begins to use the node: it is neither freed nor evicted.
+    pub(crate) fn pin(&mut self, number: u32) {
+        self.touch(number);
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.pins += 1;
+        }
+    }
+
+    /// A request has done with the node.
+    pub(crate) fn unpin(&mut self, number: u32, dead: &mut Vec<OwnedFd>) {
+        let Some(node) = self.nodes.get_mut(number) else {
+            return;
+        };
+        node.pins = node.pins.saturating_sub(1);
+        if node.refs == 0 && node.pins == 0 {
+            let parent = self.free(number, dead);
+            self.release(parent, dead);
+        }
+    }
+
+    /// A fid of it was opened.
+    pub(crate) fn opened(&mut self, number: u32) {
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.opens += 1;
+        }
+    }
+
+    /// An open fid of it is gone.
+    pub(crate) fn closed(&mut self, number: u32) {
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.opens = node.opens.saturating_sub(1);
+        }
+    }
+
+    /// Makes `number` the most recently used of those with a descriptor.
+    fn touch(&mut self, number: u32) {
+        if self.newest != number && self.nodes.get(number).is_some_and(|node| node.fd.is_some()) {
+            self.unlink(number);
+            self.link(number);
+        }
+    }
+
+    fn link(&mut self, number: u32) {
+        let old = self.newest;
+        if let Some(node) = self.nodes.get_mut(number) {
+            (node.newer, node.older) = (NONE, old);
+        }
+        match self.nodes.get_mut(old) {
+            Some(node) => node.newer = number,
+            None => self.oldest = number,
+        }
+        self.newest = number;
+    }
+
+    /// Takes a node off the list of those with a descriptor, if it is on it.
+    fn unlink(&mut self, number: u32) {
+        let Some(node) = self.nodes.get_mut(number).filter(|node| node.fd.is_some()) else {
+            return;
+        };
+        let (newer, older) = (node.newer, node.older);
+        (node.newer, node.older) = (NONE, NONE);
+        match self.nodes.get_mut(newer) {
+            Some(node) => node.older = older,
+            None => self.newest = older,
+        }
+        match self.nodes.get_mut(older) {
+            Some(node) => node.newer = newer,
+            None => self.oldest = newer,
+        }
+    }
+
+    /// Pins the node that has gone unused for longest and may lose its descriptor. Those that may not are moved
+    /// out of the way.
+    pub(crate) fn victim(&mut self) -> Option<u32> {
+        for _ in 0..self.open {
+            let number = self.oldest;
+            let node = self.nodes.get_mut(number)?;
+            let fit = node.pins == 0 && node.opens == 0 && !node.root;
+            if fit {
+                node.pins += 1;
+                return Some(number);
+            }
+            self.touch(number);
+        }
+        None
+    }
+
+    /// Ends [`Nodes::victim`]: the descriptor goes to `dead` if the object can be found again and nobody has begun
+    /// to use it. `handle` is what was learned meanwhile.
+    pub(crate) fn evict(&mut self, number: u32, handle: Option<&[u8]>, dead: &mut Vec<OwnedFd>) -> bool {
+        if let (Some(handle), Some(false)) = (handle, self.nodes.get(number).map(Node::has_handle)) {
+            let handle = self.bytes.put(handle);
+            if let Some(node) = self.nodes.get_mut(number) {
+                node.handle = handle;
+            }
+        }
+        let evicted = self.nodes.get(number).is_some_and(|node| {
+            node.pins == 1 && node.opens == 0 && node.refs > 0 && (node.has_handle() || node.parent != NONE)
+        });
+        if evicted {
+            self.unlink(number);
+            if let Some(fd) = self.nodes.get_mut(number).and_then(|node| node.fd.take()) {
+                self.open -= 1;
+                dead.push(fd);
+            }
+        } else {
+            self.touch(number);
+        }
+        self.unpin(number, dead);
+        evicted
+    }
+
+    /// How to find the node again. The node to start from is pinned.
+    pub(crate) fn way(&mut self, number: u32, most: usize) -> Option<Way> {
+        let mut steps = Vec::new();
+        let mut at = number;
+        while steps.len() < most {
+            let node = self.nodes.get(at)?;
+            if node.fd.is_some() {
+                self.pin(at);
+                let start = Start::Node(at);
+                return Some(Way { start, steps });
+            }
+            let mut bytes = Vec::new();
+            if node.has_handle() {
+                self.bytes.get(node.handle, &mut bytes);
+                let start = Start::Handle(bytes);
+                return Some(Way { start, steps });
+            }
+            self.bytes.get(node.path, &mut bytes);
+            steps.push((node.same, bytes));
+            at = node.parent;
+        }
+        None
+    }
+
+    /// Gives an evicted node its new descriptor; one too many (somebody else was faster) goes to `dead`.
+    pub(crate) fn restore(&mut self, number: u32, fd: OwnedFd, dead: &mut Vec<OwnedFd>) -> Option<RawFd> {
+        let node = self.nodes.get_mut(number)?;
+        if node.fd.is_some() {
+            dead.push(fd);
+        } else {
+            node.fd = Some(fd);
+            self.open += 1;
+            self.link(number);
+        }
+        self.nodes.get(number)?.raw()
+    }
+}

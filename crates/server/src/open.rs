@@ -1,0 +1,138 @@
+//! Tlopen and Tlcreate: a fid becomes an open file.
+
+use std::os::fd::AsFd;
+use std::sync::atomic::Ordering;
+
+use host::{FileType, Object};
+use wire::{
+    IOHDRSZ, P9_DOTL_ACCMODE, P9_DOTL_APPEND, P9_DOTL_DIRECTORY, P9_DOTL_DSYNC, P9_DOTL_EXCL,
+    P9_DOTL_NOATIME, P9_DOTL_RDONLY, P9_DOTL_RDWR, P9_DOTL_SYNC, P9_DOTL_TRUNC, P9_DOTL_WRONLY, Rlcreate,
+    Rlopen, Tlcreate, Tlopen,
+};
+
+use crate::failure::Failure;
+use crate::pin::NOGID;
+use crate::session::{Session, name};
+use crate::table::{Opened, State, Tables};
+use crate::walk::qid;
+
+/// Pages are of this size or a multiple.
+const PAGE: u32 = 4096;
+
+/// The host's flags for the client's. What is not here is dropped: O_CREAT and O_APPEND are the server's own
+/// business (append is the fid's, not the descriptor's), O_DIRECT would ask alignment of guest memory, O_NONBLOCK
+/// and O_NOCTTY mean nothing for what is opened here.
+fn flags(client: u32) -> Result<i32, Failure> {
+    let mut host = match client & P9_DOTL_ACCMODE {
+        P9_DOTL_RDONLY => libc::O_RDONLY,
+        P9_DOTL_WRONLY => libc::O_WRONLY,
+        P9_DOTL_RDWR => libc::O_RDWR,
+        _ => return Err(Failure::new(libc::EINVAL)),
+    };
+    let each = [
+        (P9_DOTL_TRUNC, libc::O_TRUNC),
+        (P9_DOTL_DSYNC, libc::O_DSYNC),
+        (P9_DOTL_SYNC | P9_DOTL_DSYNC, libc::O_SYNC),
+        (P9_DOTL_NOATIME, libc::O_NOATIME),
+    ];
+    for (bits, flag) in each {
+        if client & bits == bits {
+            host |= flag;
+        }
+    }
+    Ok(host)
+}
+
+fn how(client: u32) -> Opened {
+    Opened {
+        append: client & P9_DOTL_APPEND != 0,
+        write_only: client & P9_DOTL_ACCMODE == P9_DOTL_WRONLY,
+    }
+}
+
+impl Session {
+    /// What a read or write should have at most: whole pages, so that the client's requests stay aligned. (Linux
+    /// takes msize - 24 for 0, which is no multiple of a page for its largest msize.)
+    pub(crate) fn iounit(&self) -> u32 {
+        let most = self.msize.load(Ordering::Relaxed).saturating_sub(IOHDRSZ);
+        match most / PAGE * PAGE {
+            0 => most,
+            whole => whole,
+        }
+    }
+
+    /// Opens a fid that is not open yet (EINVAL). EISDIR for a directory to be written, ELOOP for a symlink, ENXIO
+    /// for a special file: those are the guest's own to open.
+    pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        pin.is_unopened()?;
+        let (flags, state, iounit) = match pin.file_type() {
+            FileType::Regular if m.flags & P9_DOTL_DIRECTORY != 0 => {
+                return Err(Failure::new(libc::ENOTDIR));
+            }
+            FileType::Regular => (flags(m.flags)?, State::File, self.iounit()),
+            FileType::Directory if m.flags & P9_DOTL_ACCMODE != P9_DOTL_RDONLY => {
+                return Err(Failure::new(libc::EISDIR));
+            }
+            FileType::Directory => (libc::O_RDONLY | libc::O_DIRECTORY, State::Dir, 0),
+            FileType::Symlink => return Err(Failure::new(libc::ELOOP)),
+            FileType::Special => return Err(Failure::new(libc::ENXIO)),
+        };
+        let file = match self.share.open_object(pin.caller(NOGID), &pin.object(), flags) {
+            Ok(file) => file,
+            Err(error) => {
+                if m.flags & P9_DOTL_ACCMODE == P9_DOTL_RDWR {
+                    self.with(|tables| tables.refuse(&pin.view));
+                }
+                return Err(error.into());
+            }
+        };
+        // Of the open file, not of what has the name now: the client ties its page cache to this qid.
+        let id = self.share.identify(&Object {
+            file: Some(file.as_fd()),
+            ..pin.object()
+        })?;
+        self.with(|tables| tables.open(&pin.view, file, state, how(m.flags)))?;
+        drop(pin);
+        self.keep_budget();
+        Ok(Rlopen {
+            qid: qid(&id),
+            iounit,
+        })
+    }
+
+    /// Creates a file in the fid's directory and makes the fid that open file. A file that is there already is
+    /// opened unaltered, unless the client asks for O_EXCL (EEXIST) or O_TRUNC.
+    pub(crate) fn lcreate(&self, m: &Tlcreate<'_>) -> Result<Rlcreate, Failure> {
+        let name = name(m.name, libc::EEXIST)?;
+        let pin = self.pin(m.fid, libc::ENOENT)?;
+        pin.is_unopened()?;
+        pin.is_directory()?;
+        let exclusive = match m.flags & P9_DOTL_EXCL {
+            0 => 0,
+            _ => libc::O_EXCL,
+        };
+        let (path, file, id) = self.share.create(
+            pin.caller(m.gid),
+            &pin.object(),
+            &name,
+            flags(m.flags)? | exclusive,
+            m.mode & 0o7777,
+        )?;
+        self.with(|tables| {
+            let Tables { nodes, dead, .. } = tables;
+            let node = nodes.adopt(path, &id, Some((pin.view.node, name.as_bytes())), dead);
+            if let Err(failure) = tables.turn(&pin.view, node) {
+                tables.dead.push(file);
+                return Err(failure);
+            }
+            tables.open(&pin.view, file, State::File, how(m.flags))
+        })?;
+        drop(pin);
+        self.keep_budget();
+        Ok(Rlcreate {
+            qid: qid(&id),
+            iounit: self.iounit(),
+        })
+    }
+}

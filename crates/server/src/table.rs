@@ -1,0 +1,416 @@
+//! A session's state: the fid table, and what fids are made of.
+//!
+//! Everything here is quick and makes no system call; it happens under the session's lock. Descriptors that are
+//! no longer needed are collected and closed after the lock is given back.
+
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use host::FileType;
+
+use crate::failure::Failure;
+use crate::nodes::Nodes;
+use crate::session::Limits;
+use crate::slab::{HashedSlab, Keyed, NONE, Slab, spread};
+
+/// What a fid is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum State {
+    /// From Tattach or Twalk: names an object, not open.
+    Walked,
+    /// An open regular file.
+    File,
+    /// An open directory.
+    Dir,
+    /// From Txattrwalk: an xattr's value, or the list of names, to be read.
+    XattrRead,
+    /// From Txattrcreate: an xattr's value, to be written and then set by Tclunk.
+    XattrWrite,
+}
+
+/// How a fid was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Opened {
+    /// With O_APPEND.
+    pub(crate) append: bool,
+    /// With O_WRONLY.
+    pub(crate) write_only: bool,
+}
+
+/// One fid.
+#[derive(Debug)]
+pub(crate) struct Fid {
+    /// The client's number.
+    number: u32,
+    /// `n_uname` of the attach it descends from.
+    uid: u32,
+    node: u32,
+    xattr: u32,
+    file: Option<OwnedFd>,
+    /// Requests under way.
+    pins: u32,
+    chain: u32,
+    state: State,
+    how: Opened,
+    /// No longer in the table; gone with the last pin.
+    dead: bool,
+    /// An open for reading and writing was refused.
+    refused: bool,
+    /// Locks may have been taken through it.
+    locks: bool,
+}
+
+impl Keyed for Fid {
+    fn hash(&self) -> u64 {
+        spread(self.number.into())
+    }
+    fn chain(&self) -> u32 {
+        self.chain
+    }
+    fn set_chain(&mut self, next: u32) {
+        self.chain = next;
+    }
+}
+
+/// An xattr on its way from or to the client.
+#[derive(Debug, Default)]
+pub(crate) struct Xattr {
+    /// Its name, to be set; empty when it is read.
+    pub(crate) name: Vec<u8>,
+    /// The value, or as much of it as has come.
+    pub(crate) value: Vec<u8>,
+    /// Bytes announced: also what counts against the limit.
+    pub(crate) size: usize,
+    /// `XATTR_CREATE`, `XATTR_REPLACE` or 0.
+    pub(crate) flags: i32,
+}
+
+/// A fid as a request sees it: copies of its fields, good while it is pinned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) fid: u32,
+    pub(crate) node: u32,
+    pub(crate) path: Option<RawFd>,
+    pub(crate) file: Option<RawFd>,
+    pub(crate) host_type: u32,
+    pub(crate) file_type: FileType,
+    pub(crate) state: State,
+    pub(crate) how: Opened,
+    pub(crate) uid: u32,
+    pub(crate) locks: bool,
+}
+
+/// All of a session's state.
+#[derive(Debug)]
+pub(crate) struct Tables {
+    fids: HashedSlab<Fid>,
+    pub(crate) nodes: Nodes,
+    xattrs: Slab<Xattr>,
+    xattr_bytes: usize,
+    files: usize,
+    /// Counts resets: what began before one must not add fids after it.
+    epoch: u64,
+    /// To be closed when the lock is given back.
+    pub(crate) dead: Vec<OwnedFd>,
+    /// The client opens files for writing only, as one with a write-back cache does not: see `io`.
+    pub(crate) uncached: bool,
+    limits: Limits,
+}
+
+impl Tables {
+    /// Nothing yet.
+    pub(crate) fn new(limits: Limits) -> Tables {
+        Tables {
+            fids: HashedSlab::default(),
+            nodes: Nodes::new(limits.max_fids.saturating_mul(2)),
+            xattrs: Slab::default(),
+            xattr_bytes: 0,
+            files: 0,
+            epoch: 0,
+            dead: Vec::new(),
+            uncached: false,
+            limits,
+        }
+    }
+
+    fn find(&self, number: u32) -> Option<u32> {
+        self.fids.find(spread(number.into()), |fid| fid.number == number)
+    }
+
+    /// Descriptors that fids and nodes hold.
+    pub(crate) fn descriptors(&self) -> usize {
+        self.files + self.nodes.open()
+    }
+
+    /// Fids, nodes and xattr buffers there are.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        (self.fids.len(), self.nodes.len(), self.xattrs.len())
+    }
+
+    /// Which session this is, of those that Tversion began.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// EINVAL when there is a fid `number`.
+    pub(crate) fn vacant(&self, number: u32) -> Result<(), Failure> {
+        match self.find(number) {
+            Some(_) => Err(Failure::new(libc::EINVAL)),
+            None => Ok(()),
+        }
+    }
+
+    /// Pins the fid `number`.
+    pub(crate) fn pin(&mut self, number: u32) -> Option<View> {
+        let at = self.find(number)?;
+        let fid = self.fids.get_mut(at)?;
+        fid.pins += 1;
+        let node_number = fid.node;
+        let view = View {
+            fid: at,
+            node: node_number,
+            path: None,
+            file: fid.file.as_ref().map(AsRawFd::as_raw_fd),
+            host_type: 0,
+            file_type: FileType::Special,
+            state: fid.state,
+            how: fid.how,
+            uid: fid.uid,
+            locks: fid.locks,
+        };
+        self.nodes.pin(node_number);
+        let node = self.nodes.get(node_number)?;
+        Some(View {
+            path: node.raw(),
+            host_type: node.host_type,
+            file_type: node.file_type,
+            ..view
+        })
+    }
+
+    /// Ends [`Tables::pin`].
+    pub(crate) fn unpin(&mut self, view: &View) {
+        self.nodes.unpin(view.node, &mut self.dead);
+        let Some(fid) = self.fids.get_mut(view.fid) else {
+            return;
+        };
+        fid.pins = fid.pins.saturating_sub(1);
+        if fid.dead && fid.pins == 0 {
+            self.free(view.fid);
+        }
+    }
+
+    /// The fid behind a pin, if the client has not given it back meanwhile.
+    fn live(&mut self, view: &View) -> Result<&mut Fid, Failure> {
+        self.fids
+            .get_mut(view.fid)
+            .filter(|fid| !fid.dead)
+            .ok_or(Failure::new(libc::EBADF))
+    }
+
+    /// Adds a fid for `node`, of which the caller gives a reference, on failure too. `epoch` is when the request
+    /// began.
+    pub(crate) fn add(&mut self, number: u32, uid: u32, node: u32, epoch: u64) -> Result<u32, Failure> {
+        let result = if epoch != self.epoch {
+            Err(Failure::new(libc::ECONNRESET))
+        } else if self.fids.len() >= self.limits.max_fids {
+            Err(Failure::new(libc::ENFILE))
+        } else {
+            self.vacant(number)
+        };
+        if let Err(failure) = result {
+            self.nodes.release(node, &mut self.dead);
+            return Err(failure);
+        }
+        Ok(self.fids.insert(Fid {
+            number,
+            uid,
+            node,
+            xattr: NONE,
+            file: None,
+            pins: 0,
+            chain: NONE,
+            state: State::Walked,
+            how: Opened::default(),
+            dead: false,
+            refused: false,
+            locks: false,
+        }))
+    }
+
+    /// Makes the fid stand for another node, of which the caller gives a reference, on failure too. Only while it
+    /// is not open.
+    pub(crate) fn turn(&mut self, view: &View, node: u32) -> Result<(), Failure> {
+        let old = match self.live(view) {
+            Ok(fid) if fid.state == State::Walked => std::mem::replace(&mut fid.node, node),
+            Ok(_) => {
+                self.nodes.release(node, &mut self.dead);
+                return Err(Failure::new(libc::EINVAL));
+            }
+            Err(failure) => {
+                self.nodes.release(node, &mut self.dead);
+                return Err(failure);
+            }
+        };
+        self.nodes.release(old, &mut self.dead);
+        Ok(())
+    }
+
+    /// Makes the fid an open one. Only while it is not open.
+    pub(crate) fn open(
+        &mut self,
+        view: &View,
+        file: OwnedFd,
+        state: State,
+        how: Opened,
+    ) -> Result<(), Failure> {
+        let result = self.live(view).and_then(|fid| match fid.state {
+            State::Walked => Ok(fid),
+            _ => Err(Failure::new(libc::EINVAL)),
+        });
+        let fid = match result {
+            Ok(fid) => fid,
+            Err(failure) => {
+                self.dead.push(file);
+                return Err(failure);
+            }
+        };
+        fid.file = Some(file);
+        (fid.state, fid.how) = (state, how);
+        let (node, genuine) = (fid.node, how.write_only && !fid.refused);
+        self.uncached |= genuine;
+        self.files += 1;
+        self.nodes.opened(node);
+        Ok(())
+    }
+
+    /// Notes that an open for reading and writing was refused: a client that tries writing only next does so for
+    /// want of better.
+    pub(crate) fn refuse(&mut self, view: &View) {
+        if let Ok(fid) = self.live(view) {
+            fid.refused = true;
+        }
+    }
+
+    /// Notes that locks are taken through the fid; EBADF when it is gone.
+    pub(crate) fn will_lock(&mut self, view: &View) -> Result<(), Failure> {
+        self.live(view).map(|fid| fid.locks = true)
+    }
+
+    /// Whether locks were taken through the fid.
+    pub(crate) fn has_locks(&mut self, view: &View) -> bool {
+        self.fids.get(view.fid).is_some_and(|fid| fid.locks)
+    }
+
+    /// ENOSPC when an xattr of `size` bytes is more than the limits allow.
+    fn xattr_fits(&self, size: usize) -> Result<(), Failure> {
+        let fids = self.limits.max_xattr_fids;
+        let bytes = self.xattr_bytes.saturating_add(size);
+        if (fids != 0 && self.xattrs.len() >= fids) || bytes > self.limits.max_xattr_bytes {
+            return Err(Failure::new(libc::ENOSPC));
+        }
+        Ok(())
+    }
+
+    /// Makes the fid at `at` one of `xattr`.
+    fn attach_xattr(&mut self, at: u32, state: State, xattr: Xattr) {
+        self.xattr_bytes += xattr.size;
+        let number = self.xattrs.insert(xattr);
+        if let Some(fid) = self.fids.get_mut(at) {
+            (fid.state, fid.xattr) = (state, number);
+        }
+    }
+
+    /// Adds a fid from which `xattr` is read.
+    pub(crate) fn add_xattr(
+        &mut self,
+        number: u32,
+        from: &View,
+        xattr: Xattr,
+        epoch: u64,
+    ) -> Result<(), Failure> {
+        self.xattr_fits(xattr.size)?;
+        self.nodes.retain(from.node);
+        let at = self.add(number, from.uid, from.node, epoch)?;
+        self.attach_xattr(at, State::XattrRead, xattr);
+        Ok(())
+    }
+
+    /// Makes the fid one to which `xattr` is written. Only while it is not open.
+    pub(crate) fn turn_xattr(&mut self, view: &View, xattr: Xattr) -> Result<(), Failure> {
+        self.xattr_fits(xattr.size)?;
+        if self.live(view)?.state != State::Walked {
+            return Err(Failure::new(libc::EINVAL));
+        }
+        self.attach_xattr(view.fid, State::XattrWrite, xattr);
+        Ok(())
+    }
+
+    /// The xattr of a pinned fid.
+    pub(crate) fn xattr(&mut self, view: &View) -> Option<&mut Xattr> {
+        let number = self.fids.get(view.fid)?.xattr;
+        self.xattrs.get_mut(number)
+    }
+
+    /// Takes a pinned fid out of the table; false when that has happened already.
+    pub(crate) fn clunk(&mut self, view: &View) -> bool {
+        let dead = self.fids.get(view.fid).is_none_or(|fid| fid.dead);
+        if !dead {
+            self.bury(view.fid);
+        }
+        !dead
+    }
+
+    /// Takes the fid `number` out when nothing but that is to be done: no request uses it, it has no locks and
+    /// is not an xattr to be set. False when it is not so, or there is no such fid.
+    pub(crate) fn clunk_idle(&mut self, number: u32) -> bool {
+        let Some(at) = self.find(number) else { return false };
+        let idle = self
+            .fids
+            .get(at)
+            .is_some_and(|fid| fid.pins == 0 && !fid.locks && fid.state != State::XattrWrite);
+        if idle {
+            self.bury(at);
+        }
+        idle
+    }
+
+    fn bury(&mut self, at: u32) {
+        self.fids.unindex(at);
+        if let Some(fid) = self.fids.get_mut(at) {
+            fid.dead = true;
+            if fid.pins == 0 {
+                self.free(at);
+            }
+        }
+    }
+
+    fn free(&mut self, at: u32) {
+        let Some(fid) = self.fids.remove(at) else { return };
+        if let Some(file) = fid.file {
+            self.files -= 1;
+            self.nodes.closed(fid.node);
+            self.dead.push(file);
+        }
+        if let Some(xattr) = self.xattrs.remove(fid.xattr) {
+            self.xattr_bytes = self.xattr_bytes.saturating_sub(xattr.size);
+        }
+        self.nodes.release(fid.node, &mut self.dead);
+    }
+
+    /// Drops all fids. Those in use by requests under way go with the last of these.
+    pub(crate) fn reset(&mut self) {
+        for at in 0..self.fids.end() {
+            if self.fids.get(at).is_some_and(|fid| !fid.dead) {
+                self.bury(at);
+            }
+        }
+        self.epoch += 1;
+        self.uncached = false;
+        if self.fids.len() == 0 && self.nodes.len() == 0 {
+            // Give the memory of a million fids back.
+            let fresh = Tables::new(self.limits);
+            let (dead, epoch) = (std::mem::take(&mut self.dead), self.epoch);
+            *self = Tables { dead, epoch, ..fresh };
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! Tversion.
+
+use std::sync::atomic::Ordering;
+
+use wire::{Rversion, Tversion, VERSION_9P2000_L, VERSION_UNKNOWN};
+
+use crate::failure::Failure;
+use crate::session::Session;
+
+/// The smallest msize, as QEMU and Linux have it.
+const LEAST_MSIZE: u32 = 4096;
+
+impl Session {
+    /// Begins a session: all fids are gone, whatever the answer. Another dialect than 9P2000.L is answered
+    /// "unknown"; EMSGSIZE for an msize below 4096.
+    pub(crate) fn version(&self, m: &Tversion<'_>) -> Result<Rversion<'static>, Failure> {
+        self.msize.store(0, Ordering::Relaxed);
+        self.reset();
+        if m.version != VERSION_9P2000_L {
+            return Ok(Rversion {
+                msize: m.msize,
+                version: VERSION_UNKNOWN,
+            });
+        }
+        if m.msize < LEAST_MSIZE {
+            return Err(Failure::new(libc::EMSGSIZE));
+        }
+        let msize = m.msize.min(self.limits.max_msize.max(LEAST_MSIZE));
+        self.msize.store(msize, Ordering::Relaxed);
+        Ok(Rversion {
+            msize,
+            version: VERSION_9P2000_L,
+        })
+    }
+}

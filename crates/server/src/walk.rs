@@ -1,0 +1,261 @@
+//! Twalk, Tclunk, Tremove.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::MutexGuard;
+
+use host::{FileType, Identity, Name, NameError, Object};
+use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, Tremove, Twalk};
+
+use crate::failure::Failure;
+use crate::locks::Locks;
+use crate::pin::{NOGID, Pin};
+use crate::reply::Reply;
+use crate::request::{How, Outcome, Scratch};
+use crate::session::Session;
+use crate::table::{State, Tables};
+
+/// The qid of an object.
+pub(crate) fn qid(id: &Identity) -> Qid {
+    let kind = match id.file_type {
+        FileType::Directory => QTDIR,
+        FileType::Symlink => QTSYMLINK,
+        FileType::Regular | FileType::Special => QTFILE,
+    };
+    Qid {
+        kind,
+        version: id.version,
+        path: id.unique,
+    }
+}
+
+/// One step of a walk.
+#[expect(clippy::large_enum_variant, reason = "one at a time, on the stack")]
+enum Step {
+    Stay,
+    Up,
+    Down(Name),
+    /// Longer than any file system's names: the step fails when it is reached.
+    TooLong,
+}
+
+impl Step {
+    fn new(name: &[u8]) -> Result<Step, Failure> {
+        match Name::new(name) {
+            Ok(name) => Ok(Step::Down(name)),
+            Err(NameError::Dot) => Ok(Step::Stay),
+            Err(NameError::DotDot) => Ok(Step::Up),
+            Err(NameError::TooLong) => Ok(Step::TooLong),
+            Err(NameError::Illegal) => Err(Failure::new(libc::ENOENT)),
+        }
+    }
+}
+
+/// How far a walk has come.
+struct Progress<'p> {
+    /// Where it is, once it has left the fid's own object.
+    here: Option<(OwnedFd, Identity)>,
+    /// Whether `path` leads there from the fid's node.
+    known: bool,
+    /// Names with `/` between.
+    path: &'p mut Vec<u8>,
+}
+
+impl Session {
+    /// Goes down `names` from any fid but an xattr's; an open one is as good as any, Linux uses those too. All names
+    /// are checked before the first step. Fewer qids than names when a later step fails, and then no new fid.
+    pub(crate) fn walk(
+        &self,
+        m: &Twalk<'_>,
+        reply: &Reply<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<Outcome, Failure> {
+        let same = m.newfid == m.fid;
+        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| match same {
+            true => Ok(()),
+            false => tables.vacant(m.newfid),
+        })?;
+        pin.is_object()?;
+        if same {
+            pin.is_unopened()?;
+        }
+        let mut qids = [Qid::default(); wire::MAXWELEM];
+        let mut done = 0;
+        if m.names.is_empty() {
+            // A second fid of the same object: the node is shared, nothing is asked of the host.
+            if !same {
+                self.with(|tables| {
+                    tables.nodes.retain(pin.view.node);
+                    tables.add(m.newfid, pin.view.uid, pin.view.node, pin.epoch())
+                })?;
+            }
+        } else {
+            for name in m.names {
+                Step::new(name)?;
+            }
+            let mut progress = Progress {
+                here: None,
+                known: true,
+                path: &mut scratch.bytes,
+            };
+            progress.path.clear();
+            let steps = m.names.iter().zip(&mut qids);
+            for (name, place) in steps {
+                match self.step(&pin, &mut progress, &Step::new(name)?) {
+                    Ok(qid) => *place = qid,
+                    Err(failure) if done == 0 || failure.is_exhaustion() => return Err(failure),
+                    Err(_) => break,
+                }
+                done += 1;
+            }
+            if done == m.names.len() {
+                self.arrive(m, &pin, progress)?;
+            }
+        }
+        drop(pin);
+        let qids = qids.get(..done).unwrap_or_default();
+        Ok(reply.send(&Rwalk {
+            qids: Qids::new(qids),
+        }))
+    }
+
+    fn step(&self, pin: &Pin<'_>, progress: &mut Progress<'_>, step: &Step) -> Result<Qid, Failure> {
+        let caller = pin.caller(NOGID);
+        let from = match &progress.here {
+            Some((fd, id)) => Object {
+                path: fd.as_fd(),
+                file: None,
+                host_type: id.host_type,
+            },
+            None => pin.object(),
+        };
+        let file_type = progress
+            .here
+            .as_ref()
+            .map_or(pin.file_type(), |(_, id)| id.file_type);
+        if file_type != FileType::Directory {
+            return Err(Failure::new(libc::ENOTDIR));
+        }
+        let there = match step {
+            Step::Stay => {
+                let id = match &progress.here {
+                    Some((_, id)) => *id,
+                    None => self.share.identify(&from)?,
+                };
+                return Ok(qid(&id));
+            }
+            Step::TooLong => return Err(Failure::new(libc::ENAMETOOLONG)),
+            Step::Up => {
+                match progress.path.iter().rposition(|&b| b == b'/') {
+                    Some(at) => progress.path.truncate(at),
+                    None if progress.path.is_empty() => progress.known = false,
+                    None => progress.path.clear(),
+                }
+                self.share.parent(caller, &from)?
+            }
+            Step::Down(name) => {
+                if !progress.path.is_empty() {
+                    progress.path.push(b'/');
+                }
+                progress.path.extend_from_slice(name.as_bytes());
+                self.share.lookup(caller, &from, name)?
+            }
+        };
+        let qid = qid(&there.1);
+        progress.here = Some(there);
+        Ok(qid)
+    }
+
+    /// Makes the new fid, or turns the old one, to where the walk has come.
+    fn arrive(&self, m: &Twalk<'_>, pin: &Pin<'_>, progress: Progress<'_>) -> Result<(), Failure> {
+        let Progress { here, known, path } = progress;
+        let over = self.with(|tables| {
+            let node = match here {
+                Some((fd, id)) => {
+                    let from = known.then_some((pin.view.node, &path[..]));
+                    let Tables { nodes, dead, .. } = tables;
+                    nodes.adopt(fd, &id, from, dead)
+                }
+                None => {
+                    tables.nodes.retain(pin.view.node);
+                    pin.view.node
+                }
+            };
+            match m.newfid == m.fid {
+                true => tables.turn(&pin.view, node)?,
+                false => {
+                    tables.add(m.newfid, pin.view.uid, node, pin.epoch())?;
+                }
+            }
+            Ok::<bool, Failure>(tables.descriptors() > self.limits.fd_budget)
+        })?;
+        if over {
+            self.evict();
+        }
+        Ok(())
+    }
+
+    /// Gives a fid back. An xattr that was written is set now, and its error is the answer; the fid is gone either
+    /// way.
+    pub(crate) fn clunk(&self, m: &Tclunk, reply: &Reply<'_>, how: How) -> Result<Outcome, Failure> {
+        if self.with(|tables| tables.clunk_idle(m.fid)) {
+            return Ok(reply.send(&Rclunk));
+        }
+        let mut pin = self.pin_as_is(m.fid, libc::ENOENT)?;
+        let mut locks = match self.locks_for(&pin, how) {
+            Some(locks) => locks,
+            None => return Ok(Outcome::Defer),
+        };
+        self.bury(&pin, &mut locks);
+        drop(locks);
+        if pin.state() == State::XattrWrite {
+            pin.find()
+                .and_then(|()| self.set_xattr(&pin))
+                .map_err(Failure::settled)?;
+        }
+        Ok(reply.send(&Rclunk))
+    }
+
+    /// Removes the fid's object by the name it was reached by, and gives the fid back, whatever the answer. ESTALE
+    /// when another object has that name now.
+    pub(crate) fn remove(&self, m: &Tremove, reply: &Reply<'_>, how: How) -> Result<Outcome, Failure> {
+        let pin = self.pin_as_is(m.fid, libc::EINVAL)?;
+        let mut locks = match self.locks_for(&pin, how) {
+            Some(locks) => locks,
+            None => return Ok(Outcome::Defer),
+        };
+        let mut removed = self.remove_object(&pin);
+        if matches!(removed, Err(failure) if failure.is_exhaustion()) && self.evict() > 0 {
+            removed = self.remove_object(&pin);
+        }
+        self.bury(&pin, &mut locks);
+        removed.map_err(Failure::settled)?;
+        Ok(reply.send(&Rremove))
+    }
+
+    fn remove_object(&self, pin: &Pin<'_>) -> Result<(), Failure> {
+        pin.is_object()?;
+        let place = self.place(pin.view.node, pin.view.uid)?;
+        let directory = pin.file_type() == FileType::Directory;
+        self.share
+            .unlink(pin.caller(NOGID), &place.object(), &place.name, directory)?;
+        Ok(())
+    }
+
+    /// The locks, if the fid may have some: `None` when another thread has them and this one must not wait.
+    fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<MutexGuard<'_, Locks>>> {
+        match (pin.view.locks, how) {
+            (false, _) => Some(None),
+            (true, How::Inline) => self.try_locks().map(Some),
+            (true, _) => Some(Some(self.locks())),
+        }
+    }
+
+    /// Takes the fid out of the table, and then its locks.
+    fn bury<'s>(&'s self, pin: &Pin<'_>, locks: &mut Option<MutexGuard<'s, Locks>>) {
+        let has_locks = self.with(|tables| tables.clunk(&pin.view) && tables.has_locks(&pin.view));
+        if has_locks {
+            let locks = locks.get_or_insert_with(|| self.locks());
+            self.release_fid(locks, pin);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! A client calls sessions in this process: one file per message family, and what spans them.
+
+mod common;
+
+mod attach;
+mod attr;
+mod dir;
+mod flush;
+mod fsync;
+mod io;
+mod link;
+mod lock;
+mod open;
+mod statfs;
+mod version;
+mod walk;
+mod xattr;
+
+mod hostile;
+mod many;
+mod threads;
+mod unlinked;
