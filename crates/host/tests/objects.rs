@@ -165,7 +165,7 @@ fn a_refused_owner_leaves_nothing_behind_in_passthrough_and_is_forgiven_in_squas
         "a_refused_owner_leaves_nothing_behind_in_passthrough_and_is_forgiven_in_squash",
         12345,
         || {
-            let me = user(std::fs::metadata("/proc/self").unwrap().uid());
+            let me = me();
             let other = user(me.uid + 1);
             let f = Fixture::new(SecurityModel::Passthrough);
             let root = f.root();
@@ -257,11 +257,11 @@ fn setattr_applies_everything_in_the_right_order() {
 fn an_object_without_a_name_can_be_changed_in_every_way() {
     for model in BOTH {
         let f = Fixture::new(model);
-        let me = std::fs::metadata("/proc/self").unwrap().uid();
+        let me = me().uid;
         let mut file = f.create("file", libc::O_RDWR, 0o600);
         let dir = {
             f.share
-                .mkdir(user(me), &f.root().object(), &name("dir"), 0o700)
+                .mkdir(common::me(), &f.root().object(), &name("dir"), 0o700)
                 .unwrap();
             f.walk("dir")
         };
@@ -371,6 +371,72 @@ fn a_symlink_itself_is_changed() {
             std::fs::symlink_metadata(f.dir.join("link2")).unwrap().ino(),
             meta.ino()
         );
+    }
+}
+
+#[test]
+fn truncating_a_file_one_may_only_write_to_does_not_need_ownership() {
+    unprivileged_over(
+        "truncating_a_file_one_may_only_write_to_does_not_need_ownership",
+        12345,
+        |dir| {
+            std::fs::write(dir.join("f"), "content").unwrap();
+            std::fs::set_permissions(dir.join("f"), PermissionsExt::from_mode(0o666)).unwrap();
+        },
+        |dir| {
+            let f = Fixture::over(dir, SecurityModel::Squash, |_| {});
+            let node = f.open("f", libc::O_WRONLY);
+            // What open(O_TRUNC) of a Linux guest sends.
+            let set = SetAttr {
+                size: Some(3),
+                mtime: SetTime::Now,
+                ctime: true,
+                ..SetAttr::default()
+            };
+            f.share.setattr(ROOT, &node.object(), &set).unwrap();
+            assert_eq!(f.attr(&node).size, 3);
+            // By the O_PATH descriptor alone, and touch: both times now.
+            let set = SetAttr {
+                size: Some(1),
+                atime: SetTime::Now,
+                ..set
+            };
+            f.share.setattr(ROOT, &f.walk("f").object(), &set).unwrap();
+            assert_eq!(f.attr(&node).size, 1);
+            // A time of one's choice is the owner's, honestly.
+            let set = SetAttr {
+                mtime: SetTime::At(Time { sec: 1, nsec: 0 }),
+                ..SetAttr::default()
+            };
+            assert_eq!(errno(f.share.setattr(ROOT, &node.object(), &set)), libc::EPERM);
+            let chmod = SetAttr {
+                mode: Some(0o600),
+                ..SetAttr::default()
+            };
+            assert_eq!(errno(f.share.setattr(ROOT, &node.object(), &chmod)), libc::EPERM);
+        },
+    );
+}
+
+#[test]
+fn writing_clears_set_id_bits_although_the_process_is_root() {
+    for model in BOTH {
+        let f = Fixture::new(model);
+        let node = f.create("tool", libc::O_RDWR, 0o6755);
+        f.write(&node, 0, b"#!").unwrap();
+        assert_eq!(f.attr(&node).mode, 0o100755);
+        let chmod = SetAttr {
+            mode: Some(0o6755),
+            ..SetAttr::default()
+        };
+        f.share.setattr(ROOT, &node.object(), &chmod).unwrap();
+        assert_eq!(f.attr(&node).mode, 0o106755);
+        let truncate = SetAttr {
+            size: Some(0),
+            ..SetAttr::default()
+        };
+        f.share.setattr(ROOT, &node.object(), &truncate).unwrap();
+        assert_eq!(f.attr(&node).mode, 0o100755);
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::attr::Caller;
 use crate::context::Context;
 use crate::creds::{self, Credentials};
-use crate::explain::Explainer;
+use crate::explain::{Explainer, Refusal};
 use crate::idmap::IdMaps;
 use crate::mode::ShareMode;
 use crate::name::Name;
@@ -117,7 +117,7 @@ impl Share {
         Ok(Share {
             mode,
             credentials,
-            explainer: Explainer::new(),
+            explainer: Explainer::default(),
             read_ahead: ReadAhead::default(),
             positions: Positions::default(),
             mounts: Mounts::new(&context),
@@ -147,9 +147,16 @@ impl Share {
                 .and_then(|_user| work()),
         };
         result.inspect_err(|error| {
-            if matches!(sys::errno(error), libc::EACCES | libc::EPERM | libc::EROFS) {
-                self.explainer
-                    .denied(&self.context, op, object, name, caller, error);
+            let errno = sys::errno(error);
+            if matches!(errno, libc::EACCES | libc::EPERM | libc::EROFS) {
+                let refusal = Refusal {
+                    op,
+                    object,
+                    name,
+                    caller,
+                    errno,
+                };
+                self.explainer.denied(&self.context, &refusal);
             }
         })
     }

@@ -63,6 +63,13 @@ pub fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// The user and group this process runs as.
+pub fn me() -> Caller {
+    // SAFETY: no memory is passed.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    Caller { uid, gid }
+}
+
 impl Fixture {
     pub fn new(model: SecurityModel) -> Fixture {
         Fixture::with(model, |_| {})
@@ -85,6 +92,17 @@ impl Fixture {
             share: Share::open(&options).unwrap(),
             dir,
             _temp: temp,
+        }
+    }
+
+    /// A share over a directory that is there already.
+    pub fn over(dir: &Path, model: SecurityModel, change: impl FnOnce(&mut ShareOptions)) -> Fixture {
+        let mut options = ShareOptions::new(dir, model);
+        change(&mut options);
+        Fixture {
+            share: Share::open(&options).unwrap(),
+            dir: dir.to_owned(),
+            _temp: tempfile::tempdir_in("/tmp").unwrap(),
         }
     }
 
@@ -132,7 +150,7 @@ impl Fixture {
     }
 
     pub fn create(&self, file: &str, flags: i32, mode: u32) -> Node {
-        self.try_create(ROOT, file, flags, mode).unwrap()
+        self.try_create(me(), file, flags, mode).unwrap()
     }
 
     pub fn attr(&self, node: &Node) -> Attr {
@@ -169,14 +187,33 @@ impl Fixture {
     }
 }
 
+const CHILD: &str = "HOST_TEST_CHILD";
+
 /// Runs `test` in a process of its own as user and group `uid`, without any capability; `whole` is the calling
 /// test's name. Does nothing but that when this process is not root (then it already is somebody else): `test` runs
 /// right here.
 pub fn unprivileged(whole: &str, uid: u32, test: impl FnOnce()) {
-    const MARK: &str = "HOST_TEST_CHILD";
-    if !is_root() || std::env::var_os(MARK).is_some() {
+    if !is_root() || std::env::var_os(CHILD).is_some() {
         return test();
     }
+    run_as(whole, uid, Path::new("/"));
+}
+
+/// As [`unprivileged`] over a directory that root has filled; nothing at all when this process is not root.
+pub fn unprivileged_over(whole: &str, uid: u32, fill: impl FnOnce(&Path), test: impl FnOnce(&Path)) {
+    if let Some(dir) = std::env::var_os(CHILD) {
+        return test(Path::new(&dir));
+    }
+    if !is_root() {
+        return;
+    }
+    let temp = tempfile::tempdir_in("/tmp").unwrap();
+    std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    fill(temp.path());
+    run_as(whole, uid, temp.path());
+}
+
+fn run_as(whole: &str, uid: u32, dir: &Path) {
     use std::os::unix::process::CommandExt;
     // The build directory may be closed to others.
     let temp = tempfile::tempdir_in("/tmp").unwrap();
@@ -186,7 +223,7 @@ pub fn unprivileged(whole: &str, uid: u32, test: impl FnOnce()) {
     std::fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
     let output = std::process::Command::new(&exe)
         .args(["--exact", whole, "--nocapture", "--test-threads=1"])
-        .env(MARK, "1")
+        .env(CHILD, dir)
         .current_dir("/")
         .uid(uid)
         .gid(uid)
@@ -198,4 +235,35 @@ pub fn unprivileged(whole: &str, uid: u32, test: impl FnOnce()) {
         "{text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Gives this thread a mount namespace of its own; false when that is not allowed here.
+pub fn own_mounts() -> bool {
+    // SAFETY: constant NUL-terminated strings and null pointers, which the call takes.
+    unsafe {
+        libc::unshare(libc::CLONE_NEWNS) == 0
+            && libc::mount(
+                std::ptr::null(),
+                c"/".as_ptr(),
+                std::ptr::null(),
+                libc::MS_REC | libc::MS_PRIVATE,
+                std::ptr::null(),
+            ) == 0
+    }
+}
+
+/// Mounts a fresh tmpfs.
+pub fn mount_tmpfs(at: &Path) {
+    let at = c(at.to_str().unwrap());
+    // SAFETY: NUL-terminated strings that live over the call.
+    let status = unsafe {
+        libc::mount(
+            c"tmpfs".as_ptr(),
+            at.as_ptr(),
+            c"tmpfs".as_ptr(),
+            0,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(status, 0);
 }
