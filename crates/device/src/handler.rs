@@ -1,6 +1,6 @@
 //! What answers requests: the session, or a stand-in in a test.
 
-use server::{How, Outcome, Request, Scratch};
+use server::{How, Outcome, Request, Scratch, Session};
 
 /// A 9P session as the device sees it. Used by several threads at once.
 pub trait Handler: Send + Sync {
@@ -10,4 +10,18 @@ pub trait Handler: Send + Sync {
     fn reset(&self);
     /// Changes whenever a request that waits may be granted.
     fn wake_count(&self) -> u64;
+}
+
+impl Handler for Session {
+    fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome {
+        Session::handle(self, request, scratch, how)
+    }
+
+    fn reset(&self) {
+        Session::reset(self);
+    }
+
+    fn wake_count(&self) -> u64 {
+        Session::wake_count(self)
+    }
 }
