@@ -398,6 +398,14 @@ impl Frontend {
         self.socket.ask_u64(Code::GetFeatures, self.flagged()).map(|_| ())
     }
 
+    /// Hands over another call descriptor, as QEMU does while the guest masks and unmasks its interrupt.
+    pub fn replace_call(&mut self) -> io::Result<()> {
+        self.call = event()?;
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket
+            .vring_fd(Code::SetVringCall, Some(self.call.as_fd()), ack)
+    }
+
     /// Waits for the device to signal the driver, up to `limit`; takes the signal. Whether there was one.
     pub fn wait_call(&self, limit: Duration) -> bool {
         let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];

@@ -114,9 +114,17 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Connects to a back-end that listens at `path`.
+    /// Connects to a back-end that listens at `path`; like the front-ends, it gives one that has just bound its
+    /// socket time to listen on it.
     pub fn connect(path: &Path) -> io::Result<Socket> {
-        Socket::new(UnixStream::connect(path)?)
+        let mut tries = 0;
+        loop {
+            match UnixStream::connect(path) {
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused && tries < 100 => tries += 1,
+                result => return Socket::new(result?),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Talks over an open stream.

@@ -28,6 +28,15 @@ fn base() -> TempDir {
 }
 
 impl Rig {
+    /// Serves a fresh directory.
+    pub fn new() -> Rig {
+        let base = base();
+        let options = host::ShareOptions::new(base.path().join("share"), host::SecurityModel::Squash);
+        let share = Arc::new(host::Share::open(&options).expect("the share opens"));
+        let session = move || server::Session::new(Arc::clone(&share), server::Limits::default());
+        Rig::start(base, session, 2)
+    }
+
     /// Serves what `new_handler` makes, with this many threads for what blocks.
     pub fn with<H: Handler + 'static>(
         new_handler: impl Fn() -> H + Send + 'static,
