@@ -14,9 +14,10 @@ use crate::name::Name;
 use crate::share::Object;
 use crate::sys;
 
-/// What a mode makes of an owner change that the host refused.
+/// What a mode makes of an owner that the host refused to give an object.
 pub trait OwnerRule: Send + Sync {
-    /// The outcome that the guest sees.
+    /// The outcome that the guest sees. Also of the mode of a NEW object that did not get its owner: where files
+    /// belong to somebody fixed (FAT, some network file systems), their creator may not even chmod them.
     fn refused(error: io::Error) -> io::Result<()>;
 }
 
@@ -44,8 +45,15 @@ impl<R: OwnerRule> HostObjects<R> {
 
     fn chown(&self, fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
         match sys::attr::chown(fd, uid, gid) {
-            // EINVAL: an id that the process's user namespace does not have.
-            Err(e) if matches!(sys::errno(&e), libc::EPERM | libc::EINVAL) => R::refused(e),
+            // EINVAL: an id that the process's user namespace does not have. The others: a file system without owners.
+            Err(e)
+                if matches!(
+                    sys::errno(&e),
+                    libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS
+                ) =>
+            {
+                R::refused(e)
+            }
             other => other,
         }
     }
@@ -59,7 +67,10 @@ impl<R: OwnerRule> HostObjects<R> {
         if kind == libc::S_IFLNK {
             return Ok(());
         }
-        self.context.chmod(fd, kind, mode)
+        match self.context.chmod(fd, kind, mode) {
+            Err(e) if sys::errno(&e) == libc::EPERM => R::refused(e),
+            other => other,
+        }
     }
 
     /// As `finish`, for an object of type `kind` that has no descriptor yet; removes it on failure.

@@ -226,6 +226,36 @@ fn with_check_access_host_an_operation_has_the_users_rights_and_no_more() {
 }
 
 #[test]
+fn a_thread_that_cannot_get_its_own_rights_back_ends_the_process() {
+    use host::sys::cred::{CAP_SETGID, Caps};
+    use std::os::unix::process::ExitStatusExt;
+    const CHILD: &str = "HOST_TEST_ABORT";
+    if !is_root() {
+        return;
+    }
+    if std::env::var_os(CHILD).is_some() {
+        let caps = Caps::current().unwrap();
+        let credentials = host::creds::Credentials::new(caps).unwrap();
+        let guard = credentials.enter(user(5001)).unwrap();
+        Caps::current().unwrap().with(CAP_SETGID, false).apply().unwrap();
+        drop(guard);
+        // Not reached.
+        std::process::exit(0);
+    }
+    let status = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "a_thread_that_cannot_get_its_own_rights_back_ends_the_process",
+            "--test-threads=1",
+        ])
+        .env(CHILD, "1")
+        .output()
+        .unwrap()
+        .status;
+    assert_eq!(status.signal(), Some(libc::SIGABRT));
+}
+
+#[test]
 fn check_access_host_needs_privileges_and_says_so() {
     unprivileged("check_access_host_needs_privileges_and_says_so", 12345, || {
         let mut options = ShareOptions::new("/", SecurityModel::Squash);

@@ -375,6 +375,39 @@ fn a_symlink_itself_is_changed() {
 }
 
 #[test]
+fn an_xattr_of_a_symlink_is_not_its_targets() {
+    if !is_root() {
+        return;
+    }
+    let f = Fixture::new(SecurityModel::Passthrough);
+    std::fs::write(f.dir.join("target"), "x").unwrap();
+    symlink("target", f.dir.join("link")).unwrap();
+    let (link, target) = (f.walk("link"), f.walk("target"));
+    let key = c("trusted.test");
+    match errno(f.share.set_xattr(ROOT, &link.object(), &key, b"v", 0)) {
+        0 => {}
+        // Not on every file system, and not in every container.
+        libc::EOPNOTSUPP | libc::EPERM => return,
+        other => panic!("errno {other}"),
+    }
+    assert_eq!(
+        f.share
+            .get_xattr(ROOT, &link.object(), &key, &mut [0; 9])
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        errno(f.share.get_xattr(ROOT, &target.object(), &key, &mut [0; 9])),
+        libc::ENODATA
+    );
+    let user = c("user.x");
+    assert_eq!(
+        errno(f.share.set_xattr(ROOT, &link.object(), &user, b"v", 0)),
+        libc::EPERM
+    );
+}
+
+#[test]
 fn truncating_a_file_one_may_only_write_to_does_not_need_ownership() {
     unprivileged_over(
         "truncating_a_file_one_may_only_write_to_does_not_need_ownership",

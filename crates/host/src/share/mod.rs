@@ -110,8 +110,19 @@ impl Share {
                 );
             }
         };
+        let mapped = matches!(
+            options.model,
+            SecurityModel::MappedXattr | SecurityModel::MappedFile
+        );
         let credentials = match options.check_access {
             CheckAccess::Guest => None,
+            CheckAccess::Host if mapped => {
+                return Err(
+                    "--check-access host needs --security-model passthrough or squash: in the mapped models every \
+                     file belongs to the process, whoever owns it in the guest"
+                        .to_owned(),
+                );
+            }
             CheckAccess::Host => Some(Credentials::new(*context.caps())?),
         };
         Ok(Share {

@@ -68,6 +68,12 @@ pub fn fsid(statfs: &libc::statfs) -> u64 {
 
 static NO_FCHMODAT2: AtomicBool = AtomicBool::new(false);
 
+/// For the test of what an older kernel gets.
+#[cfg(test)]
+pub(super) fn pretend_old(old: bool) {
+    NO_FCHMODAT2.store(old, Ordering::Relaxed);
+}
+
 /// chmod of the object that `fd` names, permission and set-id bits only. EOPNOTSUPP for a symlink, which has no
 /// mode of its own. Linux before 6.6 lacks fchmodat2(2) and gets fchmodat(2) on the magic link: the caller keeps
 /// symlinks away from it there (some file systems would change one).

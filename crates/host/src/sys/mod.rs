@@ -143,4 +143,49 @@ mod tests {
             );
         }
     }
+
+    /// What an older kernel gets does the same as the newest call. (Other tests that run meanwhile get the
+    /// fall-backs too, which must not matter to them.)
+    #[test]
+    fn fallbacks_for_older_kernels_do_the_same() {
+        use std::os::fd::AsFd;
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
+        std::fs::write(temp.path().join("file"), "x").unwrap();
+        std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
+        let dir = std::fs::File::open(temp.path()).unwrap();
+        let proc = ProcFd::open().unwrap();
+        for old in [false, true] {
+            path::pretend_old(old);
+            attr::pretend_old(old);
+            xattr::pretend_old(old);
+            let open = |name: &CStr, flags| path::open_beneath(dir.as_fd(), name, flags, 0o600);
+            let file = open(c"file", libc::O_PATH).unwrap();
+            let link = open(c"link", libc::O_PATH).unwrap();
+            assert_eq!(errno(&open(c"link", libc::O_RDONLY).unwrap_err()), libc::ELOOP);
+            open(c"new", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).unwrap();
+            path::unlink(dir.as_fd(), c"new", false).unwrap();
+            let mode = if old { 0o640 } else { 0o604 };
+            attr::chmod(&proc, file.as_fd(), mode).unwrap();
+            let meta = std::fs::metadata(temp.path().join("file")).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o7777, mode);
+            let target = xattr::Target::Path(&proc, file.as_fd());
+            xattr::set(target, c"user.a", b"12345", libc::XATTR_CREATE).unwrap();
+            let again = xattr::set(target, c"user.a", b"1", libc::XATTR_CREATE);
+            assert_eq!(errno(&again.unwrap_err()), libc::EEXIST);
+            let mut buf = [0; 100];
+            assert_eq!(xattr::get(target, c"user.a", &mut buf).unwrap(), 5);
+            assert_eq!(&buf[..5], b"12345");
+            assert_eq!(xattr::get(target, c"user.a", &mut []).unwrap(), 5);
+            let len = xattr::list(target, &mut buf).unwrap();
+            assert_eq!(&buf[..len], b"user.a\0");
+            let target_of_link = xattr::Target::Path(&proc, link.as_fd());
+            let none = xattr::get(target_of_link, c"user.a", &mut buf);
+            assert_ne!(errno(&none.unwrap_err()), 0);
+            xattr::remove(target, c"user.a").unwrap();
+        }
+        path::pretend_old(false);
+        attr::pretend_old(false);
+        xattr::pretend_old(false);
+    }
 }

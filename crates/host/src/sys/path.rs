@@ -20,6 +20,12 @@ pub fn open_at(dir: Option<BorrowedFd<'_>>, name: &CStr, flags: i32, mode: u32) 
 
 static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
 
+/// For the test of what an older kernel gets.
+#[cfg(test)]
+pub(super) fn pretend_old(old: bool) {
+    NO_OPENAT2.store(old, Ordering::Relaxed);
+}
+
 /// Opens the single component `name` in `dir`, never through a symlink or a magic link, never above `dir`.
 ///
 /// A kernel or a sandbox without openat2(2) gets openat(2) with `O_NOFOLLOW`, which is as safe for a single

@@ -27,6 +27,12 @@ struct XattrArgs {
 
 static NO_XATTRAT: AtomicBool = AtomicBool::new(false);
 
+/// For the test of what an older kernel gets.
+#[cfg(test)]
+pub(super) fn pretend_old(old: bool) {
+    NO_XATTRAT.store(old, Ordering::Relaxed);
+}
+
 /// Which object.
 #[derive(Clone, Copy, Debug)]
 pub enum Target<'a> {
