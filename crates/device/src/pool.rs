@@ -24,6 +24,8 @@ struct State {
     inflight: Inflight,
     threads: usize,
     idle: usize,
+    /// When an idle thread will look by itself at those that wait.
+    timed: Option<Instant>,
     stop: bool,
 }
 
@@ -61,7 +63,7 @@ impl Pool {
     pub fn defer(&self, job: Box<Job>) {
         let mut state = self.state();
         state.inflight.enqueue(job);
-        self.rouse(state);
+        self.rouse_or_work(state);
     }
 
     /// Takes a request that waits for something to be released. The job must hold its memory.
@@ -73,36 +75,48 @@ impl Pool {
             .wait(job, Instant::now(), self.handler.wake_count());
         self.vring.park();
         self.publish_waiting(&state);
-        self.rouse(state);
+        self.rouse_or_work(state);
     }
 
     fn publish_waiting(&self, state: &State) {
         self.waiting.store(state.inflight.waiting(), Ordering::Relaxed);
     }
 
-    /// Sees to it that somebody works on what has just been added.
-    fn rouse(&self, mut state: MutexGuard<'_, State>) {
-        // An idle thread that was told of an earlier request counts as idle until it takes it from the queue.
-        let enough = state.idle >= state.inflight.queued() && state.threads > 0;
-        if !enough && state.threads < self.max_threads {
-            let Some(pool) = self.myself.upgrade() else {
-                return;
-            };
-            let started = thread::Builder::new()
-                .name(format!("io-{}", state.threads))
-                .spawn(move || pool.work());
-            match started {
-                Ok(_) => state.threads += 1,
-                Err(error) if state.threads == 0 => {
-                    log::error!("Cannot start a thread ({error}); slow requests hold up the others for now.");
-                    drop(state);
-                    self.work_here();
-                }
-                Err(error) => log::warn!("Cannot start one more thread: {error}"),
-            }
-        } else {
+    fn rouse_or_work(&self, mut state: MutexGuard<'_, State>) {
+        self.rouse(&mut state);
+        if state.threads == 0 {
             drop(state);
+            self.work_here();
+        }
+    }
+
+    /// Sees to it that there is a free thread for each request that can begin, and one to look after those that
+    /// wait, as far as the limit allows.
+    fn rouse(&self, state: &mut State) {
+        // An idle thread that was told of a request counts as idle until it takes it, and the request as queued.
+        let wanted = state.inflight.queued() + usize::from(state.inflight.waiting() > 0);
+        if wanted == 0 {
+            return;
+        }
+        if state.idle >= wanted || state.threads >= self.max_threads {
             self.work.notify_one();
+            return;
+        }
+        let Some(pool) = self.myself.upgrade() else {
+            return;
+        };
+        let started = thread::Builder::new()
+            .name(format!("io-{}", state.threads))
+            .spawn(move || pool.work());
+        match started {
+            Ok(_) => state.threads += 1,
+            Err(error) => {
+                log::warn!(
+                    "Cannot start a thread ({error}); {} work on slow requests.",
+                    state.threads
+                );
+                self.work.notify_one();
+            }
         }
     }
 
@@ -159,10 +173,8 @@ impl Pool {
                 break;
             }
             if let Some(job) = state.inflight.take_queued() {
-                // One more for what is still queued, this thread may be away for long.
-                if state.inflight.queued() > 0 && state.idle > 0 {
-                    self.work.notify_one();
-                }
+                // This thread may be away for long.
+                self.rouse(&mut state);
                 drop(state);
                 self.run(job, &mut scratch, How::Blocking);
                 state = self.state();
@@ -175,6 +187,7 @@ impl Pool {
             } else if let Some(job) = state.inflight.take_due(now, wakes) {
                 if self.vring.unpark(true) {
                     self.publish_waiting(&state);
+                    self.rouse(&mut state);
                     drop(state);
                     self.run(job, &mut scratch, How::Blocking);
                     state = self.state();
@@ -188,15 +201,20 @@ impl Pool {
                 }
                 continue;
             }
+            // One thread keeps an eye on the clock for all that wait; another only when it has to wake earlier.
             let retry = state.inflight.next_retry();
+            let retry = retry.filter(|retry| state.timed.is_none_or(|timed| *retry < timed));
             state.idle += 1;
             state = match retry {
-                // Each idle thread keeps an eye on the clock; there are few, and only while something waits.
                 Some(retry) => {
-                    self.work
-                        .wait_timeout(state, retry.saturating_duration_since(now))
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    state.timed = Some(retry);
+                    let time = retry.saturating_duration_since(now);
+                    let woken = self.work.wait_timeout(state, time);
+                    let mut state = woken.unwrap_or_else(PoisonError::into_inner).0;
+                    if state.timed == Some(retry) {
+                        state.timed = None;
+                    }
+                    state
                 }
                 None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             };

@@ -1,0 +1,219 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Parser, ValueEnum};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default().bold());
+
+const BEFORE: &str = "\
+Shares one directory of this host with one virtual machine. The machine sees a virtio-9p device, which every Linux \
+kernel can mount; this process is the device, outside of QEMU, cloud-hypervisor or crosvm (vhost-user).
+
+Start it first, then the virtual machine. It serves one virtual machine at a time, goes on listening when that one \
+ends, and ends itself on SIGTERM or SIGINT.";
+
+const AFTER: &str = "\
+QEMU (10.2 or later; the memory must be shared, or nothing works):
+  vhost-user-9p --socket-path /run/vm1.sock --shared-dir /srv/data
+  qemu-system-x86_64 ... -m 2G \\
+    -object memory-backend-memfd,id=mem,size=2G,share=on -machine memory-backend=mem \\
+    -chardev socket,id=share,path=/run/vm1.sock \\
+    -device vhost-user-test-device-pci,chardev=share,virtio-id=9,num_vqs=1,vq_size=1024,config_size=256
+
+In the guest, as root:
+  mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 share /mnt";
+
+/// All options.
+#[derive(Debug, Parser)]
+#[command(
+    name = "vhost-user-9p",
+    version,
+    about = "Shares a host directory with a virtual machine (vhost-user virtio-9p device)",
+    before_long_help = BEFORE,
+    after_long_help = AFTER,
+    styles = STYLES,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    // The same option twice: the last one counts, as management layers expect that append to a configured line.
+    args_override_self = true,
+    next_line_help = true
+)]
+pub struct Args {
+    /// Listen on this socket
+    ///
+    /// The virtual machine monitor connects to it. Only this user can connect (mode 0600). It is removed when the
+    /// program ends; one that a killed program left behind is replaced.
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], help_heading = SHARE)]
+    pub socket_path: Option<PathBuf>,
+
+    /// Listen on this inherited descriptor instead
+    ///
+    /// A Unix stream socket on which listen() was called, as libvirt and systemd hand it over.
+    #[arg(long, value_name = "N", conflicts_with = "socket_path", help_heading = SHARE)]
+    pub fd: Option<i32>,
+
+    /// Share this directory
+    #[arg(long, value_name = "DIR", required_unless_present = "print_capabilities", help_heading = SHARE)]
+    pub shared_dir: Option<PathBuf>,
+
+    /// Name of the share in the guest
+    ///
+    /// What the guest gives to mount; 1 to 254 bytes.
+    #[arg(long, value_name = "NAME", default_value = "share", help_heading = SHARE)]
+    pub tag: String,
+
+    /// Where owner, group, mode and device numbers live
+    ///
+    /// They can be the host's own, or be kept beside the files so that neither side needs privileges, byte for byte
+    /// as QEMU's virtio-9p keeps them.
+    #[arg(long, visible_alias = "accessmode", value_name = "MODEL", default_value = "passthrough",
+          hide_possible_values = false, help_heading = FILES)]
+    pub security_model: Model,
+
+    /// Refuse every change by the guest
+    #[arg(long, help_heading = FILES)]
+    pub readonly: bool,
+
+    /// Host permissions of new files in the mapped models, octal
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = permissions, help_heading = FILES)]
+    pub fmode: u32,
+
+    /// Host permissions of new directories in the mapped models, octal
+    #[arg(long, value_name = "MODE", default_value = "0700", value_parser = permissions, help_heading = FILES)]
+    pub dmode: u32,
+
+    /// Look for the next request for up to this many microseconds before sleeping
+    ///
+    /// Makes small requests several times faster while the guest is busy; adapts itself, and costs nothing while it
+    /// is not. 0 turns it off.
+    #[arg(long, value_name = "MAX", default_value_t = 50, value_parser = clap::value_parser!(u64).range(0..=100_000),
+          help_heading = WORK)]
+    pub poll_us: u64,
+
+    /// Most threads for requests that wait for the disk
+    ///
+    /// Started when needed: for fsync, for reads that are not in the page cache, for slow file systems.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256),
+          help_heading = WORK)]
+    pub io_threads: u16,
+
+    /// Most open descriptors, at most the hard limit [default: the hard limit]
+    ///
+    /// The guest is not limited by it: files beyond it are reopened when they are used.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(256..), help_heading = WORK)]
+    pub rlimit_nofile: Option<u64>,
+
+    /// What to tell on stderr
+    ///
+    /// The environment variable RUST_LOG has precedence.
+    #[arg(long, value_name = "LEVEL", default_value = "info", help_heading = WORK)]
+    pub log_level: Level,
+
+    /// Print what this program supports as JSON, for management layers, and exit
+    #[arg(long, help_heading = WORK)]
+    pub print_capabilities: bool,
+}
+
+const SHARE: &str = "The share";
+const FILES: &str = "Files";
+const WORK: &str = "Operation";
+
+/// `--security-model`, QEMU's names and libvirt's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Model {
+    /// They are the host's own. Needs root, or the capabilities for what the guest's root does [also: default]
+    #[value(alias = "default")]
+    Passthrough,
+    /// They live in user.virtfs.* extended attributes [also: mapped]
+    #[value(alias = "mapped")]
+    MappedXattr,
+    /// They live in files below .virtfs_metadata, for file systems without extended attributes
+    MappedFile,
+    /// As passthrough, but a chown that is not permitted is reported as done [also: none]
+    #[value(alias = "none")]
+    Squash,
+}
+
+/// `--log-level`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Nothing
+    Off,
+    /// What makes the share fail
+    Error,
+    /// What somebody should look at, refused requests included
+    Warn,
+    /// Start, connections, end
+    Info,
+    /// Details of a connection
+    Debug,
+    /// Everything
+    Trace,
+}
+
+/// Octal permission bits: `644` or `0644`.
+fn permissions(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    match u32::from_str_radix(digits, 8) {
+        Ok(mode) if mode <= 0o777 && !digits.starts_with('+') => Ok(mode),
+        _ => Err("it takes octal permissions such as 644 or 0644".to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(
+            ["vhost-user-9p", "--socket-path", "/s", "--shared-dir", "/d"]
+                .iter()
+                .chain(args),
+        )
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn all_names_of_the_models_are_known() {
+        for (name, model) in [
+            ("passthrough", Model::Passthrough),
+            ("default", Model::Passthrough),
+            ("mapped-xattr", Model::MappedXattr),
+            ("mapped", Model::MappedXattr),
+            ("mapped-file", Model::MappedFile),
+            ("squash", Model::Squash),
+            ("none", Model::Squash),
+        ] {
+            for option in ["--security-model", "--accessmode"] {
+                assert_eq!(parse(&[option, name]).unwrap().security_model, model);
+            }
+        }
+        assert!(parse(&["--security-model", "mapped_xattr"]).is_err());
+        assert_eq!(parse(&[]).unwrap().security_model, Model::Passthrough);
+    }
+
+    #[test]
+    fn permissions_are_octal_with_or_without_a_zero() {
+        for text in ["644", "0644", "0o644"] {
+            assert_eq!(permissions(text), Ok(0o644));
+        }
+        for text in ["", "9", "1777", "-1", "+644", "rw", "0x1ff"] {
+            assert!(permissions(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_counts() {
+        assert_eq!(parse(&["--tag", "a", "--tag", "b"]).unwrap().tag, "b");
+    }
+}

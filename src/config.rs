@@ -1,0 +1,139 @@
+//! From what was typed to what is done: everything checked before anything is created.
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use device::{DeviceOptions, MAX_TAG};
+use host::{SecurityModel, ShareOptions};
+
+use crate::args::{Args, Model};
+
+/// Longest path that fits `sockaddr_un`, without its NUL.
+const MAX_SOCKET_PATH: usize = 107;
+
+/// Why the program does not start.
+#[derive(Debug)]
+pub enum Failure {
+    /// The command line cannot be meant: exit status 2.
+    Usage(String),
+    /// The command line is fine, the host is not as it should be: exit status 1.
+    Environment(String),
+}
+
+/// Where to listen.
+#[derive(Debug)]
+pub enum Socket {
+    /// `--socket-path`
+    Path(PathBuf),
+    /// `--fd`
+    Fd(i32),
+}
+
+/// A configuration that makes sense by itself.
+#[derive(Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub socket: Socket,
+    /// The directory and how it is shared.
+    pub share: ShareOptions,
+    /// The device.
+    pub device: DeviceOptions,
+    /// `--rlimit-nofile`
+    pub rlimit_nofile: Option<u64>,
+}
+
+impl Config {
+    /// Checks `args` against each other and against the host, touching nothing.
+    pub fn new(args: &Args) -> Result<Config, Failure> {
+        let socket = match (&args.socket_path, args.fd) {
+            (Some(path), _) => {
+                check_socket_path(path)?;
+                Socket::Path(path.clone())
+            }
+            (None, Some(fd)) if fd >= 0 => Socket::Fd(fd),
+            (None, Some(fd)) => return Err(Failure::Usage(format!("--fd {fd} is no descriptor."))),
+            (None, None) => return Err(Failure::Usage("--socket-path is missing.".to_string())),
+        };
+        if args.tag.is_empty() || args.tag.len() > MAX_TAG {
+            return Err(Failure::Usage(format!(
+                "The tag has {} bytes; the device's configuration space has room for 1 to {MAX_TAG}.",
+                args.tag.len()
+            )));
+        }
+        let Some(directory) = &args.shared_dir else {
+            return Err(Failure::Usage("--shared-dir is missing.".to_string()));
+        };
+        check_directory(directory)?;
+        let mut share = ShareOptions::new(directory, model(args.security_model));
+        share.readonly = args.readonly;
+        share.fmode = args.fmode;
+        share.dmode = args.dmode;
+        Ok(Config {
+            socket,
+            share,
+            device: DeviceOptions {
+                tag: args.tag.clone().into_bytes(),
+                io_threads: usize::from(args.io_threads),
+                poll_max: Duration::from_micros(args.poll_us),
+            },
+            rlimit_nofile: args.rlimit_nofile,
+        })
+    }
+}
+
+fn model(model: Model) -> SecurityModel {
+    match model {
+        Model::Passthrough => SecurityModel::Passthrough,
+        Model::MappedXattr => SecurityModel::MappedXattr,
+        Model::MappedFile => SecurityModel::MappedFile,
+        Model::Squash => SecurityModel::Squash,
+    }
+}
+
+/// The model's name on the command line.
+pub fn model_name(model: SecurityModel) -> &'static str {
+    match model {
+        SecurityModel::Passthrough => "passthrough",
+        SecurityModel::MappedXattr => "mapped-xattr",
+        SecurityModel::MappedFile => "mapped-file",
+        SecurityModel::Squash => "squash",
+    }
+}
+
+fn check_directory(directory: &Path) -> Result<(), Failure> {
+    let shown = directory.display();
+    match fs::metadata(directory) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Failure::Environment(format!(
+            "{shown} is not a directory, so it cannot be shared."
+        ))),
+        Err(error) => Err(Failure::Environment(format!(
+            "The directory to share cannot be used: {shown}: {}.",
+            reason(&error)
+        ))),
+    }
+}
+
+fn check_socket_path(path: &Path) -> Result<(), Failure> {
+    let len = path.as_os_str().as_bytes().len();
+    if len == 0 {
+        return Err(Failure::Usage("--socket-path is empty.".to_string()));
+    }
+    if len > MAX_SOCKET_PATH {
+        return Err(Failure::Usage(format!(
+            "The socket path has {len} bytes; Unix sockets allow {MAX_SOCKET_PATH}."
+        )));
+    }
+    Ok(())
+}
+
+/// The error in words, without Rust's "(os error N)".
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_string(),
+        None => text,
+    }
+}

@@ -1,0 +1,43 @@
+//! SIGTERM, SIGINT and SIGHUP end the program within a second, socket removed.
+
+use std::process;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use device::Stop;
+use nix::sys::signal::{SigSet, Signal};
+
+use crate::socket::SocketFile;
+
+/// What a request that hangs on the host may delay the end.
+const PATIENCE: Duration = Duration::from_millis(600);
+
+/// The signals that end the program, blocked in this thread and all that it starts.
+pub fn block() -> nix::Result<SigSet> {
+    let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    set.thread_block()?;
+    Ok(set)
+}
+
+/// Starts the thread that waits for `signals` and then requests `stop`; should that not end the program in time, it
+/// removes the socket and ends it.
+pub fn watch(signals: SigSet, stop: Arc<Stop>, socket: Option<Arc<SocketFile>>) -> std::io::Result<()> {
+    let wait = move || {
+        let signal = loop {
+            if let Ok(signal) = signals.wait() {
+                break signal;
+            }
+        };
+        log::info!("Ending on {signal}.");
+        stop.request();
+        thread::sleep(PATIENCE);
+        log::warn!("Requests that are still at work on the host are given up.");
+        if let Some(socket) = socket {
+            socket.remove();
+        }
+        process::exit(0);
+    };
+    thread::Builder::new().name("signals".to_string()).spawn(wait)?;
+    Ok(())
+}
