@@ -81,7 +81,6 @@ fn all_kinds_of_work_on_the_backports_kernel() {
 fn posix_behaviour(model: &str) {
     let backend = Backend::start(model);
     let output = Vm::on(&backend)
-        .timeout(Duration::from_secs(1200))
         .add_tool("pjdfstest")
         .add("tests/guest/pjdfstest.toml")
         .run("pjdfstest.sh");
@@ -116,7 +115,7 @@ fn archive_is_unpacked_listed_compared_packed_and_removed() {
     let job = Vm::on(&backend).memory("1G").start("archive.sh");
     // The guest goes on when the host has looked.
     let ready = share.join("look-now");
-    let reached = wait_until(Duration::from_secs(600), || ready.exists() || job.is_finished());
+    let reached = wait_until(vm::TIMEOUT, || ready.exists() || job.is_finished());
     if !reached || !ready.exists() {
         job.wait().expect_success();
         panic!("the guest ended without waiting for the host");

@@ -16,4 +16,4 @@ if [ $boots -lt 3 ]; then
     echo text >&3
     reboot -f
 fi
-rm /mnt/left-open
+rm -f /mnt/left-open

@@ -26,6 +26,9 @@ pub fn cache() -> PathBuf {
     }
 }
 
+/// After this long a guest hangs. Only that: a busy machine may take ten times as long as an idle one.
+pub const TIMEOUT: Duration = Duration::from_secs(1500);
+
 /// Polls until `condition` holds; false when it does not within `limit`.
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let end = Instant::now() + limit;
@@ -101,10 +104,6 @@ impl Vm {
         self.option(&["--allow-reboot"])
     }
 
-    pub fn timeout(self, limit: Duration) -> Self {
-        self.option(&["--timeout", &limit.as_secs().to_string()])
-    }
-
     /// Puts a file (relative to the repository) into the guest's /root.
     pub fn add(mut self, file: impl AsRef<Path>) -> Self {
         self.args.push("--add".into());
@@ -125,6 +124,8 @@ impl Vm {
         let log = fs::File::create(dir.path().join("output")).unwrap();
         let child = Command::new(repository().join("scripts/vm"))
             .args(self.args)
+            .arg("--timeout")
+            .arg(TIMEOUT.as_secs().to_string())
             .arg("--job")
             .arg(repository().join("tests/guest").join(job))
             .stdin(Stdio::null())
