@@ -41,6 +41,9 @@ pub struct Identity {
     pub dev: u64,
     /// Host inode number.
     pub ino: u64,
+    /// When the object was made, which tells it from a later one with the same inode number; zero where the file
+    /// system does not know.
+    pub birth: Time,
     /// Unique over all devices in the share and stable across restarts; becomes `qid.path`.
     pub unique: u64,
     /// Changes whenever content changes, never 0; becomes `qid.version`.

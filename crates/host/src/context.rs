@@ -98,6 +98,7 @@ impl Context {
         Ok(Identity {
             dev,
             ino: stat.stx_ino,
+            birth: time(&stat.stx_btime),
             unique: self.devices.unique(dev, stat.stx_ino, any)?,
             version: identity::version(stat),
             host_type,
@@ -108,10 +109,6 @@ impl Context {
     /// The attributes of the object of this record as the host has them; `any` is a descriptor of it. A mode that
     /// maps changes `mode`, `uid`, `gid`, `rdev` and `id.file_type`.
     pub fn attr(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Attr> {
-        let time = |t: &libc::statx_timestamp| Time {
-            sec: t.tv_sec,
-            nsec: t.tv_nsec,
-        };
         Ok(Attr {
             id: self.identity(stat, any)?,
             mode: stat.stx_mode.into(),
@@ -202,5 +199,12 @@ impl Context {
             // Nothing better can be done about a failure: the caller reports the first error.
             let _ = sys::path::unlink(dir, name.as_c_str(), directory);
         }
+    }
+}
+
+fn time(t: &libc::statx_timestamp) -> Time {
+    Time {
+        sec: t.tv_sec,
+        nsec: t.tv_nsec,
     }
 }

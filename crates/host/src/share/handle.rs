@@ -22,15 +22,20 @@ impl Mounts {
     /// Tries a handle of the root: the process needs CAP_DAC_READ_SEARCH (in the initial user namespace), the file
     /// system must have handles, and a sandbox must let the calls through.
     pub(super) fn new(context: &Context) -> Mounts {
-        let works = || -> io::Result<()> {
+        let root = || -> io::Result<(i32, OwnedFd)> {
             let mut buf = [0; sys::handle::MAX];
             let handle = sys::handle::encode(context.root(), &mut buf)?;
             let root = context.reopen(context.root(), libc::O_RDONLY | libc::O_DIRECTORY)?;
-            sys::handle::open(root.as_fd(), handle.kind, &buf[..handle.len], libc::O_PATH).map(drop)
+            sys::handle::open(root.as_fd(), handle.kind, &buf[..handle.len], libc::O_PATH)?;
+            Ok((handle.mount, root))
+        };
+        let root = match context.caps().has(CAP_DAC_READ_SEARCH) {
+            true => root().ok(),
+            false => None,
         };
         Mounts {
-            usable: context.caps().has(CAP_DAC_READ_SEARCH) && works().is_ok(),
-            open: RwLock::new(Vec::new()),
+            usable: root.is_some(),
+            open: RwLock::new(root.into_iter().collect()),
         }
     }
 }
@@ -51,6 +56,8 @@ impl Share {
         };
         let tag = match known {
             Some(tag) => tag,
+            // What is opened here stays open: a directory, because a file would keep its blocks when it is deleted.
+            None if object.host_type != libc::S_IFDIR => return None,
             None => {
                 let file = self.context.reopen(object.path, libc::O_RDONLY).ok()?;
                 let mut open = self.mounts.open.write().unwrap_or_else(|p| p.into_inner());

@@ -11,12 +11,12 @@ use crate::attr::SetTime;
 /// What statx(2) gives; a plain record of numbers.
 pub type Statx = libc::statx;
 
-/// statx(2) of the object that `fd` names, the basic fields.
+/// statx(2) of the object that `fd` names, the basic fields and the time of birth.
 pub fn stat(fd: BorrowedFd<'_>) -> Result<Statx> {
     stat_at(fd, c"")
 }
 
-/// statx(2) of `name` in `dir`, the basic fields; a symlink is not followed.
+/// statx(2) of `name` in `dir`, the basic fields and the time of birth; a symlink is not followed.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
     // SAFETY: a statx of zeros is a valid one (plain numbers).
     let mut stat: Statx = unsafe { std::mem::zeroed() };
@@ -26,7 +26,7 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
             dir.as_raw_fd(),
             name.as_ptr(),
             libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT,
-            libc::STATX_BASIC_STATS,
+            libc::STATX_BASIC_STATS | libc::STATX_BTIME,
             &raw mut stat,
         )
     })?;
