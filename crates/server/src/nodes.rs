@@ -19,14 +19,18 @@ const CIRCLE_CHECK: usize = 512;
 pub(crate) struct Same {
     dev: u64,
     ino: u64,
+    /// Nanoseconds; 0 when not known.
+    birth: u64,
 }
 
 impl Same {
     /// Of an identity.
     pub(crate) fn of(id: &Identity) -> Same {
+        let sec = id.birth.sec.cast_unsigned().wrapping_mul(1_000_000_000);
         Same {
             dev: id.dev,
             ino: id.ino,
+            birth: sec.wrapping_add(id.birth.nsec.into()),
         }
     }
 
@@ -158,22 +162,20 @@ impl Nodes {
         dead: &mut Vec<OwnedFd>,
     ) -> u32 {
         let same = Same::of(id);
-        let found = self.nodes.find(same.hash(), |node| node.same == same);
-        if let Some(number) = found {
-            if self.nodes.get(number).is_some_and(|node| node.fd.is_some()) {
-                // As long as the descriptor is open the inode number is not used again: it is the same object.
-                dead.push(fd);
+        if let Some(number) = self.nodes.find(same.hash(), |node| node.same == same) {
+            let open = self.nodes.get(number).is_some_and(|node| node.fd.is_some());
+            // While the descriptor is open nothing else can get the inode number, and hardly ever with the same
+            // time of birth.
+            if open || same.birth != 0 {
+                self.restore(number, fd, dead);
                 self.touch(number);
-                if let Some(node) = self.nodes.get_mut(number) {
-                    node.refs += 1;
-                }
+                self.retain(number);
                 if let Some((parent, path)) = from {
                     self.name(number, parent, path, dead);
                 }
                 return number;
             }
-            // The number may have gone to another object meanwhile, so this is a node of its own; the evicted one
-            // is found again by its own means.
+            // The evicted node may be another object. It is found again by its own means.
             self.nodes.unindex(number);
         }
         let number = self.nodes.insert(Node {

@@ -8,6 +8,7 @@ use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, 
 
 use crate::failure::Failure;
 use crate::locks::Locks;
+use crate::nodes::Same;
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
 use crate::request::{How, Outcome, Scratch};
@@ -51,13 +52,62 @@ impl Step {
 }
 
 /// How far a walk has come.
-struct Progress<'p> {
+struct Progress<'s> {
     /// Where it is, once it has left the fid's own object.
     here: Option<(OwnedFd, Identity)>,
-    /// Whether `path` leads there from the fid's node.
-    known: bool,
+    /// The node that `path` leads there from, if there is one.
+    base: Option<Base<'s>>,
     /// Names with `/` between.
-    path: &'p mut Vec<u8>,
+    path: &'s mut Vec<u8>,
+}
+
+/// A node that is a walk's point of reference.
+struct Base<'s> {
+    session: &'s Session,
+    node: u32,
+    /// Whether it has a reference of its own; the first one is pinned anyway.
+    retained: bool,
+}
+
+impl<'s> Base<'s> {
+    fn pinned(session: &'s Session, node: u32) -> Base<'s> {
+        Base {
+            session,
+            node,
+            retained: false,
+        }
+    }
+
+    /// The node above, and the path from there to the one above this (empty when that is it). `above` is what the
+    /// host says is there.
+    fn above(&self, above: &Identity, path: &mut Vec<u8>) -> Option<Base<'s>> {
+        let node = self.session.with(|tables| {
+            let (parent, way) = tables.nodes.place(self.node)?;
+            let up = way.iter().rposition(|&b| b == b'/').unwrap_or(0);
+            if up == 0 && tables.nodes.get(parent).map(|node| node.same) != Some(Same::of(above)) {
+                return None;
+            }
+            path.extend_from_slice(&way[..up]);
+            tables.nodes.retain(parent);
+            Some(parent)
+        })?;
+        Some(Base {
+            session: self.session,
+            node,
+            retained: true,
+        })
+    }
+}
+
+impl Drop for Base<'_> {
+    fn drop(&mut self) {
+        if self.retained {
+            self.session.with(|tables| {
+                let Tables { nodes, dead, .. } = tables;
+                nodes.release(self.node, dead);
+            });
+        }
+    }
 }
 
 impl Session {
@@ -94,7 +144,7 @@ impl Session {
             }
             let mut progress = Progress {
                 here: None,
-                known: true,
+                base: Some(Base::pinned(self, pin.view.node)),
                 path: &mut scratch.bytes,
             };
             progress.path.clear();
@@ -145,12 +195,16 @@ impl Session {
             }
             Step::TooLong => return Err(Failure::new(libc::ENAMETOOLONG)),
             Step::Up => {
+                let there = self.share.parent(caller, &from)?;
                 match progress.path.iter().rposition(|&b| b == b'/') {
                     Some(at) => progress.path.truncate(at),
-                    None if progress.path.is_empty() => progress.known = false,
+                    None if progress.path.is_empty() => {
+                        let base = progress.base.take();
+                        progress.base = base.and_then(|base| base.above(&there.1, progress.path));
+                    }
                     None => progress.path.clear(),
                 }
-                self.share.parent(caller, &from)?
+                there
             }
             Step::Down(name) => {
                 if !progress.path.is_empty() {
@@ -167,11 +221,11 @@ impl Session {
 
     /// Makes the new fid, or turns the old one, to where the walk has come.
     fn arrive(&self, m: &Twalk<'_>, pin: &Pin<'_>, progress: Progress<'_>) -> Result<(), Failure> {
-        let Progress { here, known, path } = progress;
+        let Progress { here, base, path } = progress;
         let over = self.with(|tables| {
             let node = match here {
                 Some((fd, id)) => {
-                    let from = known.then_some((pin.view.node, &path[..]));
+                    let from = base.as_ref().map(|base| (base.node, &path[..]));
                     let Tables { nodes, dead, .. } = tables;
                     nodes.adopt(fd, &id, from, dead)
                 }

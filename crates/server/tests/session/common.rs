@@ -1,5 +1,4 @@
 //! A session on a temporary directory, and a client that calls it.
-#![allow(dead_code)]
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -127,7 +126,7 @@ impl Fixture {
         Fixture::on(dir, share, Limits::default())
     }
 
-    fn on(dir: TempDir, share: Arc<Share>, limits: Limits) -> Fixture {
+    pub fn on(dir: TempDir, share: Arc<Share>, limits: Limits) -> Fixture {
         let session = Arc::new(Session::new(share.clone(), limits));
         let client = Client::mount(Backend::new(session.clone()), 512_000).unwrap();
         Fixture {

@@ -1,1 +1,253 @@
+//! More fids than descriptors.
 
+use std::sync::Arc;
+
+use host::{SecurityModel, Share, ShareOptions};
+use server::Limits;
+use testkit::client::Errno;
+
+use crate::common::*;
+
+const BUDGET: usize = 256;
+
+fn tight() -> Limits {
+    Limits {
+        fd_budget: BUDGET,
+        ..Limits::default()
+    }
+}
+
+fn crowd(files: u32, fids: u32) {
+    let mut f = Fixture::with(SecurityModel::Squash, tight());
+    std::fs::create_dir_all(f.path("sub/dir")).unwrap();
+    for at in 0..files {
+        f.write(&format!("sub/dir/{at}"), at.to_string());
+    }
+    f.client.walk_all(0, 1, &["sub", "dir"]).unwrap();
+    for fid in 0..fids {
+        let name = (fid % files).to_string();
+        let qid = match fid % 3 {
+            0 => f.client.walk_all(1, 100 + fid, &[name]).unwrap(),
+            1 => f
+                .client
+                .walk_all(0, 100 + fid, &["sub", "dir", name.as_str()])
+                .unwrap(),
+            _ => f
+                .client
+                .walk_all(1, 100 + fid, &["..", "dir", name.as_str()])
+                .unwrap(),
+        };
+        assert_eq!(qid.kind, 0);
+        assert!(f.session.usage().descriptors <= BUDGET + 1);
+    }
+    assert_eq!(f.session.usage().fids, fids as usize + 2);
+    // All of them work, in an order that has nothing to do with how they came.
+    for step in 0..fids {
+        let fid = (step * 7919) % fids;
+        assert_eq!(
+            f.client.stat(100 + fid).unwrap().size,
+            (fid % files).to_string().len() as u64
+        );
+        if step % 16 == 0 {
+            f.client.clone_fid(100 + fid, 2).unwrap();
+            f.client.lopen(2, O_RDONLY).unwrap();
+            assert_eq!(
+                f.client.read(2, 0, 100).unwrap(),
+                (fid % files).to_string().as_bytes()
+            );
+            f.client.clunk(2).unwrap();
+        }
+        assert!(f.session.usage().descriptors <= BUDGET + 1);
+    }
+    for fid in 0..fids {
+        f.client.clunk(100 + fid).unwrap();
+    }
+    f.client.clunk(1).unwrap();
+    assert_eq!(f.session.usage().fids, 1);
+    assert_eq!(f.session.usage().nodes, 1);
+}
+
+#[test]
+fn twenty_thousand_fids_live_on_256_descriptors() {
+    crowd(2_000, 20_000);
+}
+
+/// Without the right to use file handles: objects are found again by their names.
+fn without_handles(test: impl FnOnce() + Send + 'static) {
+    // Capabilities are a thread's own.
+    std::thread::spawn(move || {
+        let _ = caps::drop(
+            None,
+            caps::CapSet::Effective,
+            caps::Capability::CAP_DAC_READ_SEARCH,
+        );
+        test();
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn and_without_file_handles() {
+    without_handles(|| crowd(1_000, 5_000));
+}
+
+/// Uses up the budget, so that what was idle is evicted.
+fn evict_all(f: &mut Fixture) {
+    for fid in 0..BUDGET as u32 * 2 {
+        f.client
+            .walk_all(0, 10_000 + fid, &[format!("filler{fid}")])
+            .unwrap();
+    }
+}
+
+fn fill(f: &Fixture) {
+    for at in 0..BUDGET * 2 {
+        f.write(&format!("filler{at}"), "");
+    }
+}
+
+fn moved_about() {
+    let mut f = Fixture::with(SecurityModel::Squash, tight());
+    fill(&f);
+    std::fs::create_dir_all(f.path("a/b")).unwrap();
+    std::fs::create_dir(f.path("c")).unwrap();
+    f.write("a/b/file", "data");
+    f.write("a/b/kept", "kept");
+    std::os::unix::fs::symlink("target", f.path("a/b/link")).unwrap();
+    f.client.walk_all(0, 1, &["a"]).unwrap();
+    f.client.walk_all(1, 2, &["b"]).unwrap();
+    f.client.walk_all(2, 3, &["file"]).unwrap();
+    f.client.walk_all(0, 4, &["c"]).unwrap();
+    f.client.walk_all(2, 5, &["link"]).unwrap();
+    evict_all(&mut f);
+    // The guest moves the directory and the file; their fids are what they were.
+    f.client.renameat(1, "b", 4, "d").unwrap();
+    f.client.renameat(2, "file", 1, "moved").unwrap();
+    evict_more(&mut f);
+    assert_eq!(f.client.stat(3).unwrap().size, 4);
+    assert_eq!(f.client.readlink(5).unwrap(), b"target");
+    assert_eq!(f.client.walk(2, 6, &["kept"]).unwrap().len(), 1);
+    evict_more(&mut f);
+    f.client.remove(3).unwrap();
+    assert!(!f.path("a/moved").exists());
+    assert!(f.path("c/d/kept").exists());
+}
+
+fn evict_more(f: &mut Fixture) {
+    for fid in 0..BUDGET as u32 * 2 {
+        f.client.stat(10_000 + fid).unwrap();
+    }
+}
+
+#[test]
+fn evicted_objects_are_found_after_renames() {
+    moved_about();
+}
+
+#[test]
+fn and_by_name_too() {
+    without_handles(moved_about);
+}
+
+fn replaced() {
+    let mut f = Fixture::with(SecurityModel::Squash, tight());
+    fill(&f);
+    f.write("file", "old");
+    f.write("gone", "gone");
+    f.client.walk_all(0, 1, &["file"]).unwrap();
+    f.client.walk_all(0, 2, &["gone"]).unwrap();
+    evict_all(&mut f);
+    // ext4 and others give the freed inode number to the next file.
+    std::fs::remove_file(f.path("file")).unwrap();
+    f.write("file", "another");
+    std::fs::remove_file(f.path("gone")).unwrap();
+    assert_eq!(f.client.stat(1), Err(Errno::ESTALE));
+    assert_eq!(f.client.stat(2), Err(Errno::ESTALE));
+    assert_eq!(f.client.lopen(1, O_RDWR | O_TRUNC), Err(Errno::ESTALE));
+    f.client.walk_all(0, 3, &["file"]).unwrap();
+    assert_eq!(f.client.stat(3).unwrap().size, 7);
+    assert_eq!(f.client.stat(1), Err(Errno::ESTALE));
+    f.client.clunk(1).unwrap();
+    f.client.clunk(2).unwrap();
+    assert_eq!(std::fs::read(f.path("file")).unwrap(), b"another");
+}
+
+#[test]
+fn a_successor_is_never_taken_for_what_was_evicted() {
+    replaced();
+}
+
+#[test]
+fn nor_by_name() {
+    without_handles(replaced);
+}
+
+#[test]
+fn what_is_open_stays_open() {
+    let mut f = Fixture::with(SecurityModel::Squash, tight());
+    fill(&f);
+    f.create(1, "file", O_RDWR);
+    f.client.write(1, 0, b"data").unwrap();
+    f.client.unlinkat(0, "file", 0).unwrap();
+    evict_all(&mut f);
+    assert_eq!(f.client.read(1, 0, 10).unwrap(), b"data");
+    f.client.clone_fid(1, 2).unwrap();
+    evict_more(&mut f);
+    assert_eq!(f.client.stat(2).unwrap().size, 4);
+}
+
+#[test]
+fn fids_have_a_limit() {
+    let limits = Limits {
+        max_fids: 10,
+        ..Limits::default()
+    };
+    let mut f = Fixture::with(SecurityModel::Passthrough, limits);
+    for fid in 1..10 {
+        f.client.clone_fid(0, fid).unwrap();
+    }
+    assert_eq!(f.client.clone_fid(0, 10), Err(Errno::ENFILE));
+    assert_eq!(f.client.attach(10, 0), Err(Errno::ENFILE));
+    assert_eq!(f.client.xattrwalk(0, 10, ""), Err(Errno::ENFILE));
+    f.client.clunk(5).unwrap();
+    f.client.clone_fid(0, 10).unwrap();
+}
+
+#[test]
+fn paths_may_be_longer_than_any_string() {
+    let mut f = Fixture::new();
+    let name = "d".repeat(255);
+    f.client.clone_fid(0, 1).unwrap();
+    for _ in 0..257 {
+        f.client.mkdir(1, &name, 0o755, gid()).unwrap();
+        f.client.walk_all(1, 1, &[&name]).unwrap();
+    }
+    assert_eq!(f.client.stat(1).unwrap().mode & libc::S_IFMT, libc::S_IFDIR);
+    for _ in 0..257 {
+        f.client.remove(1).unwrap();
+        f.client.clone_fid(0, 1).unwrap();
+        walk_down(&mut f, &name);
+    }
+}
+
+/// Takes fid 1 as far down as there are directories.
+fn walk_down(f: &mut Fixture, name: &str) {
+    while f.client.walk_all(1, 1, &[name]).is_ok() {}
+}
+
+#[test]
+fn descriptors_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "data").unwrap();
+    let share = Arc::new(Share::open(&ShareOptions::new(dir.path(), SecurityModel::Squash)).unwrap());
+    let session = Arc::new(server::Session::new(share, Limits::default()));
+    let mut client = testkit::client::Client::mount(Backend::new(session.clone()), 8192).unwrap();
+    for fid in 1..50 {
+        client.walk_all(0, fid, &["file"]).unwrap();
+        client.lopen(fid, O_RDONLY).unwrap();
+    }
+    assert_eq!(session.usage().descriptors, 49 + 2);
+    session.reset();
+    assert_eq!(session.usage(), server::Usage::default());
+}
