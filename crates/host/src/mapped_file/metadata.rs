@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use crate::mapped::{read_start, write_all};
 use crate::sys::{self, errno};
@@ -107,10 +108,33 @@ pub fn store(directory: BorrowedFd<'_>, name: &CStr, kept: &Kept) -> io::Result<
     })
 }
 
-/// Rewrites an open metadata file in place. Another server on the same tree is kept out meanwhile by a lock on it.
+/// Keeps other servers on the same tree from rewriting the same file. Best effort: neither a file system without locks
+/// nor a process that sits on one may stop a chmod.
+struct Lock<'a>(BorrowedFd<'a>);
+
+impl<'a> Lock<'a> {
+    fn new(file: BorrowedFd<'a>) -> Lock<'a> {
+        // A rewrite takes microseconds; this waits some 50 ms in all.
+        for _ in 0..50 {
+            match sys::io::lock_whole(file) {
+                Err(e) if errno(&e) == libc::EWOULDBLOCK => std::thread::sleep(Duration::from_millis(1)),
+                _ => break,
+            }
+        }
+        Lock(file)
+    }
+}
+
+impl Drop for Lock<'_> {
+    fn drop(&mut self) {
+        // The description may live on, so its closing is not enough. If there was no lock, this does nothing.
+        let _ = sys::io::unlock_whole(self.0);
+    }
+}
+
+/// Rewrites an open metadata file in place.
 pub fn rewrite(file: BorrowedFd<'_>, change: &dyn Fn(&Kept) -> Kept) -> io::Result<()> {
-    // Best effort: a file system without locks must not stop a chmod. The lock goes with the description.
-    let _ = sys::io::lock_whole(file);
+    let _lock = Lock::new(file);
     let mut bytes = [b'\n'; text::READ];
     let old = read_start(file, &mut bytes)?;
     let kept = change(&text::parse(bytes.get(..old).unwrap_or_default()));
