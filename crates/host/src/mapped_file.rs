@@ -78,7 +78,7 @@ impl MappedFile {
 
     /// As `kept`, but only where it can make the type another one than the host's.
     fn kept_type(&self, object: &Object<'_>, stat: &Statx) -> io::Result<Kept> {
-        if object.host_type == libc::S_IFREG {
+        if u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG {
             self.kept(&self.look(), object, stat)
         } else {
             Ok(Kept::NOTHING)
@@ -436,6 +436,7 @@ impl ShareMode for MappedFile {
 
     fn list_xattr(&self, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()> {
         let target = self.context.xattrs(object);
+        out.clear();
         let mut names = vec![0; LIST_MAX];
         let len = sys::xattr::list(target, &mut names)?;
         for name in names.get(..len).unwrap_or_default().split(|&b| b == 0) {
@@ -470,7 +471,7 @@ impl ShareMode for MappedFile {
         }
     }
 
-    fn maps_types(&self) -> bool {
+    fn needs_names(&self) -> bool {
         true
     }
 }

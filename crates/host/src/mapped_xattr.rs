@@ -157,8 +157,8 @@ impl MappedXattr {
     }
 
     /// Only the mode, and only where it can make the type another one than the host's.
-    fn kept_type(&self, object: &Object<'_>) -> io::Result<Kept> {
-        if object.host_type == libc::S_IFREG {
+    fn kept_type(&self, object: &Object<'_>, host_type: u32) -> io::Result<Kept> {
+        if host_type == libc::S_IFREG {
             read_mode(self.context.xattrs(object))
         } else {
             Ok(Kept::NOTHING)
@@ -234,7 +234,7 @@ impl ShareMode for MappedXattr {
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {
         let stat = self.context.stat(object)?;
-        let kept = self.kept_type(object)?;
+        let kept = self.kept_type(object, u32::from(stat.stx_mode) & libc::S_IFMT)?;
         mapped::identity(&self.context, &stat, object.path, &kept)
     }
 
@@ -275,7 +275,12 @@ impl ShareMode for MappedXattr {
     }
 
     fn readlink(&self, object: &Object<'_>, buf: &mut [u8]) -> io::Result<usize> {
-        mapped::readlink(&self.context, object, &self.kept_type(object)?, buf)
+        mapped::readlink(
+            &self.context,
+            object,
+            &self.kept_type(object, object.host_type)?,
+            buf,
+        )
     }
 
     fn link(&self, object: &Object<'_>, dir: &Object<'_>, name: &Name) -> io::Result<()> {
@@ -291,7 +296,7 @@ impl ShareMode for MappedXattr {
     }
 
     fn set_mode(&self, object: &Object<'_>, mode: u32) -> io::Result<()> {
-        let kept = self.kept_type(object)?;
+        let kept = self.kept_type(object, object.host_type)?;
         let mode = Some(mapped::changed_mode(&kept, object.host_type, mode));
         self.keep(
             object,
@@ -327,6 +332,10 @@ impl ShareMode for MappedXattr {
             // An ACL without bytes is none: setting it is how Linux's client removes one that the mode can express.
             return self.remove_xattr(object, name);
         }
+        if acl::is_acl(name) {
+            // For an ACL of its own the host's kernel would look.
+            acl::check(value)?;
+        }
         match host_name(name, &mut [0; NAME_MAX + 1])? {
             Some(name) => sys::xattr::set(self.context.xattrs(object), name, value, flags),
             None => Err(error(libc::EACCES)),
@@ -347,6 +356,7 @@ impl ShareMode for MappedXattr {
 
     fn list_xattr(&self, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()> {
         let target = self.context.xattrs(object);
+        out.clear();
         let mut few = [0; 1024];
         let mut many = Vec::new();
         let names = match sys::xattr::list(target, &mut few) {
@@ -390,10 +400,6 @@ impl ShareMode for MappedXattr {
             Ok(None) => host,
             Err(_) => libc::DT_UNKNOWN,
         }
-    }
-
-    fn maps_types(&self) -> bool {
-        true
     }
 }
 

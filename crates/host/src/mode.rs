@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::attr::{Attr, Caller, FileType, Identity};
+use crate::attr::{Attr, Caller, Identity};
 use crate::name::Name;
 use crate::share::Object;
 
@@ -65,12 +65,9 @@ pub trait ShareMode: Send + Sync {
     fn entry_type(&self, _dir: &Object<'_>, _name: &[u8], host: u8) -> u8 {
         host
     }
-    /// Whether `FileType::Symlink` etc. can differ from the host's type in this mode.
-    fn maps_types(&self) -> bool {
+    /// Whether the mode finds an object's name from its descriptor. The kernel does not know the name of a file that is
+    /// opened by handle (it does know a directory's), so files keep their descriptors in such a mode.
+    fn needs_names(&self) -> bool {
         false
-    }
-    /// What the guest sees in place of a host type; only asked when [`ShareMode::maps_types`].
-    fn file_type(&self, host_type: u32) -> FileType {
-        FileType::from_mode(host_type)
     }
 }

@@ -95,10 +95,7 @@ fn what_qemu_wrote_is_what_the_guest_sees() {
         ("d/device", libc::DT_BLK),
     ] {
         assert_eq!(tree.d_type(path), d_type);
-        assert_eq!(
-            tree.mode.identify(&tree.at(path).object()).unwrap(),
-            tree.stat(path).id
-        );
+        assert_eq!(tree.identify(path), tree.stat(path).id);
     }
 }
 

@@ -122,7 +122,7 @@ fn types_are_right_in_walks_and_listings() {
         ("host", libc::DT_REG, FileType::Regular),
     ] {
         assert_eq!(tree.d_type(path), d_type, "{path}");
-        let id = tree.mode.identify(&tree.at(path).object()).unwrap();
+        let id = tree.identify(path);
         assert_eq!(id.file_type, file_type, "{path}");
         assert_eq!(id, tree.stat(path).id, "{path}");
     }
@@ -307,6 +307,10 @@ fn the_guests_xattrs_are_its_own_and_ours_are_hidden() {
     assert_eq!(
         errno(tree.set_xattr("file", c"system.other", b"")),
         libc::EOPNOTSUPP
+    );
+    assert_eq!(
+        errno(tree.set_xattr("file", c"system.posix_acl_access", b"\x01\0\0\0")),
+        libc::EINVAL
     );
     // Gone by removal, by Linux's empty ACL, and when it never was there.
     tree.set_xattr("file", c"system.posix_acl_access", b"").unwrap();

@@ -46,7 +46,10 @@ impl Share {
     pub fn handle(&self, object: &Object<'_>, buf: &mut [u8; 128]) -> Option<(u32, i32, usize)> {
         // A handle of a special file would need another object of its mount to open: such are rare, they keep
         // their descriptor.
-        if !self.mounts.usable || !matches!(object.host_type, libc::S_IFREG | libc::S_IFDIR) {
+        if !self.mounts.usable
+            || !matches!(object.host_type, libc::S_IFREG | libc::S_IFDIR)
+            || (self.mode.needs_names() && object.host_type != libc::S_IFDIR)
+        {
             return None;
         }
         let handle = sys::handle::encode(object.path, buf).ok()?;

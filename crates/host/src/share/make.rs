@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Object, Share, by_path};
-use crate::attr::{Caller, Identity};
+use crate::attr::{Caller, FileType, Identity};
 use crate::name::Name;
 use crate::sys;
 
@@ -86,6 +86,12 @@ impl Share {
         if id.host_type == libc::S_IFDIR {
             // As open(O_CREAT) of a directory, whatever the access mode.
             return Err(sys::error(libc::EISDIR));
+        }
+        match id.file_type {
+            FileType::Regular | FileType::Directory => {}
+            // Also where the mode keeps them in files that the host would open.
+            FileType::Symlink => return Err(sys::error(libc::ELOOP)),
+            FileType::Special => return Err(sys::error(libc::ENXIO)),
         }
         let file = self.open_now(&by_path(&path, id.host_type), flags)?;
         Ok((path, file, id))

@@ -17,6 +17,8 @@ use crate::context::Context;
 use crate::creds::{self, Credentials};
 use crate::explain::{Explainer, Refusal};
 use crate::idmap::IdMaps;
+use crate::mapped_file::MappedFile;
+use crate::mapped_xattr::MappedXattr;
 use crate::mode::ShareMode;
 use crate::name::Name;
 use crate::options::{CheckAccess, SecurityModel, ShareOptions};
@@ -103,12 +105,8 @@ impl Share {
                 Box::new(Passthrough::new(context.clone()))
             }
             SecurityModel::Squash => Box::new(Squash::new(context.clone())),
-            SecurityModel::MappedXattr | SecurityModel::MappedFile => {
-                return Err(
-                    "the mapped security models are not there yet: use --security-model squash or passthrough"
-                        .to_owned(),
-                );
-            }
+            SecurityModel::MappedXattr => Box::new(MappedXattr::new(context.clone())?),
+            SecurityModel::MappedFile => Box::new(MappedFile::new(context.clone())),
         };
         let mapped = matches!(
             options.model,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use host::mapped_file::MappedFile;
 use host::mapped_xattr::MappedXattr;
 use host::sys::{self, ProcFd, xattr::Target};
-use host::{Attr, Caller, Context, Name, Object, SecurityModel, ShareMode, ShareOptions};
+use host::{Attr, Caller, Context, Identity, Name, Object, SecurityModel, ShareMode, ShareOptions};
 
 /// Who creates in most tests.
 pub const OWNER: Caller = Caller { uid: 1000, gid: 100 };
@@ -168,6 +168,15 @@ impl Tree {
         self.mode.stat(&self.at(path).object()).unwrap()
     }
 
+    /// What a walk learns; it does not know the host's type yet.
+    pub fn identify(&self, path: &str) -> Identity {
+        let held = Held {
+            host_type: 0,
+            ..self.at(path)
+        };
+        self.mode.identify(&held.object()).unwrap()
+    }
+
     /// Mode, owner and group that the guest sees.
     pub fn seen(&self, path: &str) -> (u32, u32, u32) {
         seen(&self.stat(path))
@@ -281,7 +290,7 @@ pub fn unprivileged<T: Send>(directory: &Path, work: impl FnOnce() -> T + Send) 
                 sys::cred::set_fsgid(USER).unwrap();
                 sys::cred::set_fsuid(USER).unwrap();
             }
-            caps::clear(None, caps::CapSet::Effective).unwrap();
+            sys::cred::Caps::default().apply().unwrap();
             work()
         });
         thread
