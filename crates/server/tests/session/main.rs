@@ -16,7 +16,6 @@ mod version;
 mod walk;
 mod xattr;
 
-mod hostile;
 mod many;
 mod threads;
 mod unlinked;
