@@ -188,6 +188,11 @@ impl Frontend {
         &self.socket
     }
 
+    /// Drives this queue instead of the first one (virtio-fs has its requests in queue 1).
+    pub fn use_queue(&mut self, index: u32) {
+        self.socket.queue = index;
+    }
+
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -262,7 +267,7 @@ impl Frontend {
     fn vring_addr(&self, ring: &Ring) -> Body {
         let [descriptors, available, used] = ring.parts();
         Body::new()
-            .u32(0)
+            .u32(self.socket.queue)
             .u32(0)
             .u64(descriptors.user_addr())
             .u64(used.user_addr())
@@ -305,7 +310,7 @@ impl Frontend {
         self.pause()?;
         let body = self
             .socket
-            .ask(Code::GetVringBase, Body::new().u32(0).u32(0), self.flagged())?;
+            .ask(Code::GetVringBase, Body::new().u32(self.socket.queue).u32(0), self.flagged())?;
         let state: [u8; 8] = body.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
         let base = u32::from_ne_bytes([state[4], state[5], state[6], state[7]]);
         u16::try_from(base).map_err(|_| io::ErrorKind::InvalidData.into())

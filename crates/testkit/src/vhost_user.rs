@@ -111,6 +111,8 @@ pub struct Socket {
     stream: UnixStream,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` is negotiated.
     pub reply_ack: bool,
+    /// The queue that the vring messages are about.
+    pub queue: u32,
 }
 
 impl Socket {
@@ -134,6 +136,7 @@ impl Socket {
         Ok(Socket {
             stream,
             reply_ack: false,
+            queue: 0,
         })
     }
 
@@ -215,14 +218,14 @@ impl Socket {
 
     /// The message that hands over a descriptor for queue 0, or tells that there is none.
     pub fn vring_fd(&self, code: Code, fd: Option<BorrowedFd<'_>>, ack: bool) -> io::Result<()> {
-        let value = if fd.is_some() { 0 } else { 0x100 };
+        let value = u64::from(self.queue) | if fd.is_some() { 0 } else { 0x100 };
         let fds: Vec<_> = fd.into_iter().collect();
         self.tell(code, Body::new().u64(value), &fds, ack)
     }
 
-    /// A message about queue 0 with one number.
+    /// A message about the queue with one number.
     pub fn vring_state(&self, code: Code, number: u32, ack: bool) -> io::Result<()> {
-        self.tell(code, Body::new().u32(0).u32(number), &[], ack)
+        self.tell(code, Body::new().u32(self.queue).u32(number), &[], ack)
     }
 
     /// One region, as ADD_MEM_REG and REM_MEM_REG have it.

@@ -1,0 +1,196 @@
+//! The system calls that the work comes down to, made by the driver itself: what no server can beat.
+
+use std::ffi::CStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::engine::Run;
+use crate::work::{Act, BIG, Drive, ENTRIES, Work};
+
+/// The same files, opened as a server would have them.
+#[derive(Debug)]
+pub struct Bare {
+    root: File,
+    small: File,
+    big: File,
+    target: File,
+    many: File,
+    scratch: File,
+    buffer: Vec<u8>,
+}
+
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn stat_empty(file: &impl AsRawFd) -> io::Result<libc::statx> {
+    let mut out = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW;
+    // SAFETY: the path is a string, `out` has room for the record.
+    let result = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            libc::STATX_BASIC_STATS,
+            out.as_mut_ptr(),
+        )
+    };
+    check(result.into())?;
+    // SAFETY: statx succeeded, so the record is written.
+    Ok(unsafe { out.assume_init() })
+}
+
+fn open_at(dir: &impl AsRawFd, name: &CStr, flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the name is a string.
+    let fd = unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags | libc::O_CLOEXEC, mode) };
+    check(fd.into())?;
+    // SAFETY: openat gave this descriptor to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const PATH: i32 = libc::O_PATH | libc::O_NOFOLLOW;
+
+impl Bare {
+    /// Opens what [`crate::work::prepare`] made.
+    pub fn new(directory: &Path) -> io::Result<Bare> {
+        let path = |name: &str| {
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(PATH)
+                .open(directory.join(name))
+        };
+        Ok(Bare {
+            root: path(".")?,
+            small: path("small")?,
+            big: File::open(directory.join("big"))?,
+            target: OpenOptions::new().write(true).open(directory.join("target"))?,
+            many: File::open(directory.join("many"))?,
+            scratch: path("scratch")?,
+            buffer: vec![0x5a; 1 << 20],
+        })
+    }
+
+    fn operation(&mut self, act: Act, offset: &mut u64) -> io::Result<()> {
+        match act {
+            Act::Null => {
+                // SAFETY: getppid takes and breaks nothing.
+                unsafe { libc::getppid() };
+            }
+            Act::Getattr => {
+                stat_empty(&self.small)?;
+            }
+            Act::Walk => {
+                let a = open_at(&self.root, c"a", PATH, 0)?;
+                stat_empty(&a)?;
+                let b = open_at(&a, c"b", PATH, 0)?;
+                stat_empty(&b)?;
+                let c = open_at(&b, c"c", PATH, 0)?;
+                stat_empty(&c)?;
+            }
+            Act::SmallFile => {
+                let path = open_at(&self.root, c"small", PATH, 0)?;
+                stat_empty(&path)?;
+                let file = File::from(open_at(&self.root, c"small", libc::O_RDONLY, 0)?);
+                file.read_exact_at(&mut self.buffer[..4096], 0)?;
+            }
+            Act::Create => {
+                let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+                let file = File::from(open_at(&self.scratch, c"bare", flags, 0o644)?);
+                file.write_all_at(&self.buffer[..4096], 0)?;
+                // SAFETY: takes a descriptor and a number.
+                check(unsafe { libc::fchmod(file.as_raw_fd(), 0o600) }.into())?;
+                drop(file);
+                // SAFETY: the name is a string.
+                check(unsafe { libc::unlinkat(self.scratch.as_raw_fd(), c"bare".as_ptr(), 0) }.into())?;
+            }
+            Act::Readdir => self.list()?,
+            Act::Read(count) => {
+                self.big
+                    .read_exact_at(&mut self.buffer[..count as usize], *offset)?;
+                *offset = next(*offset, count);
+            }
+            Act::Write(count) => {
+                self.target
+                    .write_all_at(&self.buffer[..count as usize], *offset)?;
+                *offset = next(*offset, count);
+            }
+        }
+        Ok(())
+    }
+
+    fn list(&mut self) -> io::Result<()> {
+        // SAFETY: takes a descriptor and numbers.
+        check(unsafe { libc::lseek(self.many.as_raw_fd(), 0, libc::SEEK_SET) })?;
+        let mut seen = 0;
+        loop {
+            // SAFETY: the buffer has as many bytes as the call is told.
+            let got = check(unsafe {
+                let buffer = self.buffer.as_mut_ptr();
+                libc::syscall(libc::SYS_getdents64, self.many.as_raw_fd(), buffer, 64 * 1024)
+            })? as usize;
+            if got == 0 {
+                break;
+            }
+            let mut at = 0;
+            while at < got {
+                at += usize::from(u16::from_ne_bytes([self.buffer[at + 16], self.buffer[at + 17]]));
+                seen += 1;
+            }
+        }
+        if seen == ENTRIES + 2 {
+            Ok(())
+        } else {
+            Err(io::Error::other("entries are missing"))
+        }
+    }
+
+    /// Does the work for about `length`; what is in flight at a time makes no difference here.
+    pub fn run(&mut self, work: &Work, length: Duration) -> Result<Run, String> {
+        let fail = |error: io::Error| format!("{}: {error}", work.name);
+        let think = match work.drive {
+            Drive::Throughput(_) => None,
+            Drive::Thinking(think) => Some(think),
+            Drive::Beside(..) => Some(Duration::ZERO),
+        };
+        let begin = Instant::now();
+        let (mut done, mut offset, mut all) = (0u64, 0, Vec::new());
+        while begin.elapsed() < length {
+            if let Some(think) = think {
+                let start = Instant::now();
+                self.operation(work.act, &mut offset).map_err(fail)?;
+                all.push(start.elapsed().as_nanos() as u64);
+                let pause = Instant::now();
+                while pause.elapsed() < think {
+                    std::hint::spin_loop();
+                }
+            } else {
+                for _ in 0..16 {
+                    self.operation(work.act, &mut offset).map_err(fail)?;
+                    done += 1;
+                }
+            }
+        }
+        if think.is_some() {
+            return Ok(Run::from_latencies(all));
+        }
+        Ok(Run {
+            rate: done as f64 / begin.elapsed().as_secs_f64(),
+            ..Run::default()
+        })
+    }
+}
+
+fn next(offset: u64, count: u32) -> u64 {
+    let next = offset + u64::from(count);
+    if next + u64::from(count) > BIG { 0 } else { next }
+}
