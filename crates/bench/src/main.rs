@@ -153,8 +153,8 @@ fn run(args: &Args) -> Result<(), String> {
     let begin = Instant::now();
     for round in 1..=args.rounds {
         for (number, line) in lines.iter_mut().enumerate() {
-            eprint!(
-                "\r\x1b[K[{:4.0} s] round {round} of {}, {} of {}: {}",
+            eprintln!(
+                "[{:4.0} s] round {round} of {}, {} of {}: {}",
                 begin.elapsed().as_secs_f64(),
                 args.rounds,
                 number + 1,
@@ -169,7 +169,6 @@ fn run(args: &Args) -> Result<(), String> {
             }
         }
     }
-    eprintln!();
     let setting = Setting {
         peers: peers.into_iter().map(|(name, _)| name).collect(),
         facts,

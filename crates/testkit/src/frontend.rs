@@ -308,9 +308,11 @@ impl Frontend {
     /// Stops the queue as a device reset or QEMU's `stop` does; gives the index at which the device stopped.
     pub fn stop(&mut self) -> io::Result<u16> {
         self.pause()?;
-        let body = self
-            .socket
-            .ask(Code::GetVringBase, Body::new().u32(self.socket.queue).u32(0), self.flagged())?;
+        let body = self.socket.ask(
+            Code::GetVringBase,
+            Body::new().u32(self.socket.queue).u32(0),
+            self.flagged(),
+        )?;
         let state: [u8; 8] = body.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
         let base = u32::from_ne_bytes([state[4], state[5], state[6], state[7]]);
         u16::try_from(base).map_err(|_| io::ErrorKind::InvalidData.into())
