@@ -34,6 +34,7 @@ In the guest, as root:
     name = "vhost-user-9p",
     version,
     about = "Shares a host directory with a virtual machine (vhost-user virtio-9p device)",
+    override_usage = "vhost-user-9p --socket-path <PATH> --shared-dir <DIR> [OPTIONS]",
     before_long_help = BEFORE,
     after_long_help = AFTER,
     styles = STYLES,
@@ -72,7 +73,7 @@ pub struct Args {
     /// They can be the host's own, or be kept beside the files so that neither side needs privileges, byte for byte
     /// as QEMU's virtio-9p keeps them.
     #[arg(long, visible_alias = "accessmode", value_name = "MODEL", default_value = "passthrough",
-          hide_possible_values = false, help_heading = FILES)]
+          help_heading = FILES)]
     pub security_model: Model,
 
     /// Refuse every change by the guest

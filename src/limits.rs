@@ -1,5 +1,6 @@
 //! Open descriptors: as many as the host allows.
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::config::Failure;
@@ -22,4 +23,39 @@ pub fn raise_nofile(wanted: Option<u64>) -> Result<u64, Failure> {
         setrlimit(Resource::RLIMIT_NOFILE, limit, hard).map_err(failed)?;
     }
     Ok(limit)
+}
+
+/// Descriptors that the kernel's table shall have room for from the start.
+const TABLE: u64 = 16 * 1024;
+
+/// Makes the kernel's descriptor table large (128 KiB) while there is one thread. Later each doubling would wait for
+/// an RCU grace period, many milliseconds in the middle of some request.
+pub fn grow_table(limit: u64) {
+    let Ok(high) = i32::try_from(TABLE.min(limit).saturating_sub(1)) else {
+        return;
+    };
+    if let Ok(copy) = fcntl(std::io::stderr(), FcntlArg::F_DUPFD_CLOEXEC(high)) {
+        let _ = nix::unistd::close(copy);
+    }
+}
+
+/// How many of `limit` descriptors a session may hold: the rest is for the front-end's (memory regions, events) and
+/// for system calls under way. Without that reserve a guest that opens many files could end its own connection.
+/// Each also holds kernel memory that cannot be swapped, hence the upper bound.
+pub fn session_descriptors(limit: u64) -> usize {
+    let reserve = (limit / 4).min(600);
+    usize::try_from((limit - reserve).min(1 << 19)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_leaves_some_for_the_others() {
+        assert_eq!(session_descriptors(256), 192);
+        assert_eq!(session_descriptors(1024), 768);
+        assert_eq!(session_descriptors(20_000), 19_400);
+        assert_eq!(session_descriptors(u64::MAX), 1 << 19);
+    }
 }

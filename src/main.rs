@@ -100,6 +100,7 @@ fn run(config: Config) -> Result<(), Failure> {
         socket::check(path).map_err(Failure::Environment)?;
     }
     let descriptors = limits::raise_nofile(config.rlimit_nofile)?;
+    limits::grow_table(descriptors);
     let share = Arc::new(Share::open(&config.share).map_err(Failure::Environment)?);
     let stop =
         Stop::new().map_err(|error| Failure::Environment(format!("No descriptor is left: {error}.")))?;
@@ -115,13 +116,13 @@ fn run(config: Config) -> Result<(), Failure> {
     signals::watch(signals, Arc::clone(&stop), file.clone())
         .map_err(|error| Failure::Environment(format!("No thread can be started: {error}.")))?;
     announce(&config, file.as_deref());
-    let limits = Limits {
-        fd_budget: session_descriptors(descriptors),
+    let session_limits = Limits {
+        fd_budget: limits::session_descriptors(descriptors),
         ..Limits::default()
     };
     let result = device::serve(
         listener,
-        || Session::new(Arc::clone(&share), limits),
+        || Session::new(Arc::clone(&share), session_limits),
         &config.device,
         &stop,
     );
@@ -129,13 +130,6 @@ fn run(config: Config) -> Result<(), Failure> {
         file.remove();
     }
     result.map_err(Failure::Environment)
-}
-
-/// How many of `limit` descriptors a session may hold: the rest is for the front-end's (memory regions, events) and
-/// for system calls under way. Without that reserve a guest that opens many files could end its own connection.
-fn session_descriptors(limit: u64) -> usize {
-    let reserve = (limit / 4).min(600);
-    usize::try_from(limit - reserve).unwrap_or(usize::MAX)
 }
 
 /// One line for whoever reads the log; what the process lacks for the mode, the share itself has said.

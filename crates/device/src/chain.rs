@@ -221,8 +221,9 @@ pub fn copy(pieces: &[IoVec], into: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::ring::RingAddresses;
+    use proptest::prelude::*;
     use std::sync::Arc;
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
     const DESC: u64 = 0x1000;
     const SIZE: u16 = 8;
@@ -341,5 +342,50 @@ mod tests {
         assert_eq!(run(&ring, 0), Err(ChainError::Address(0x19000, 32)));
         put(&mapped, DESC, 0, u64::MAX - 15, 0xffff_fff0, F_INDIRECT, 0);
         assert!(run(&ring, 0).is_err());
+    }
+
+    /// A descriptor of whatever kind, more often than not a plausible one.
+    fn any_descriptor() -> impl Strategy<Value = (u64, u32, u16, u16)> {
+        let address = prop_oneof![
+            0x4000..0x8000u64,
+            0xff00..0x10100u64,
+            0x20f00..0x22100u64,
+            any::<u64>()
+        ];
+        let len = prop_oneof![0..300u32, Just(16), Just(48), any::<u32>()];
+        let flags = prop_oneof![0..8u16, Just(F_NEXT), Just(F_NEXT | F_WRITE), any::<u16>()];
+        let next = prop_oneof![0..10u16, any::<u16>()];
+        (address, len, flags, next)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_tables_hold_pieces_are_guest_memory(
+            direct in prop::collection::vec(any_descriptor(), 8),
+            indirect in prop::collection::vec(any_descriptor(), 64),
+            head in 0..10u16,
+        ) {
+            let (ring, mapped) = ring();
+            for (table, descriptors) in [(DESC, direct), (0x4000, indirect)] {
+                for (i, (address, len, flags, next)) in descriptors.into_iter().enumerate() {
+                    put(&mapped, table, i as u16, address, len, flags, next);
+                }
+            }
+            let (mut readable, mut writable) = (Vec::new(), Vec::new());
+            if walk(&ring, head, &mut readable, &mut writable).is_ok() {
+                prop_assert!(readable.len() <= MAX_DESCRIPTORS && writable.len() <= MAX_DESCRIPTORS);
+                for piece in readable.iter().chain(&writable) {
+                    // A merged piece may span regions that happen to be neighbours here as well.
+                    let last = piece.base().wrapping_add(piece.len() - 1);
+                    for byte in [piece.base(), last] {
+                        let inside = |region: &vm_memory::GuestRegionMmap| {
+                            let start = region.as_ptr().addr();
+                            (start..start + region.size()).contains(&byte.addr())
+                        };
+                        prop_assert!(mapped.iter().any(inside));
+                    }
+                }
+            }
+        }
     }
 }

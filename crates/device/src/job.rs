@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host::IoVec;
-use server::request::copy_len;
+use server::request::{copy_len, moves};
 use server::{How, Outcome, Request, Scratch};
 
 use crate::chain::{self, ChainError};
@@ -42,7 +42,7 @@ pub struct Job {
     readable: Vec<IoVec>,
     payload: usize,
     writable: Vec<IoVec>,
-    /// Bytes in both streams, the message left out.
+    /// Bytes that the request moves beside the message, as far as there are buffers for them.
     bulk: usize,
     progress: u64,
     begun: bool,
@@ -72,7 +72,7 @@ impl Job {
         message[..HEADER].copy_from_slice(&header);
         self.message = message;
         self.cut(len);
-        self.bulk = readable - len + IoVec::total(&self.writable);
+        self.bulk = moves(&self.message).min(readable - len + IoVec::total(&self.writable));
         Ok(())
     }
 
@@ -97,7 +97,7 @@ impl Job {
         }
     }
 
-    /// Bytes of payload and reply buffer together: how much this request may move at most.
+    /// How many bytes this request moves at most, beside its message.
     pub fn bulk(&self) -> usize {
         self.bulk
     }
@@ -200,8 +200,11 @@ pub(crate) mod tests {
     #[test]
     fn a_twrite_keeps_its_payload_in_guest_memory() {
         let (ring, mapped) = ring();
+        let mut twrite = header(23 + 5000, 118, 9);
+        twrite.extend([0; 9]);
+        mapped.write_slice(&twrite, GuestAddress(0x5ff0)).unwrap();
         mapped
-            .write_slice(&header(23 + 5000, 118, 9), GuestAddress(0x5ff0))
+            .write_slice(&[0, 0, 0, 0x88, 0x13, 0, 0], GuestAddress(0x8000))
             .unwrap();
         chain(
             &mapped,
@@ -217,7 +220,7 @@ pub(crate) mod tests {
         assert_eq!((job.message.len(), job.tag()), (23, 9));
         let payload: Vec<_> = job.readable[job.payload..].iter().map(IoVec::len).collect();
         assert_eq!(payload, [13, 4987]);
-        assert_eq!(job.bulk(), 5011);
+        assert_eq!(job.bulk(), 5000);
         assert_eq!(job.used(4096).len, 11);
     }
 
@@ -232,6 +235,21 @@ pub(crate) mod tests {
             let mut job = Job::default();
             job.load(&ring, 0).unwrap();
             assert_eq!(job.message.len(), copied);
+        }
+    }
+
+    #[test]
+    fn how_much_it_moves_is_bounded_by_count_and_by_buffers() {
+        let (ring, mapped) = ring();
+        for (kind, count, bulk) in [(116, 512, 512), (116, u32::MAX, 4096), (40, 64, 64), (24, 512, 0)] {
+            let mut message = header(23, kind, 1);
+            message.extend([0; 12]);
+            message.extend(count.to_le_bytes());
+            mapped.write_slice(&message, GuestAddress(0x5000)).unwrap();
+            chain(&mapped, &[(0x5000, 23, false), (0x6000, 4096, true)]);
+            let mut job = Job::default();
+            job.load(&ring, 0).unwrap();
+            assert_eq!(job.bulk(), bulk);
         }
     }
 

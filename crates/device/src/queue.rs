@@ -22,7 +22,7 @@ use crate::vring::{ViewCache, Vring, notify};
 const BATCH: u16 = 64;
 /// Completions after which the driver is told, although there is more to do.
 const FLUSH: usize = 16;
-/// A request whose streams are longer than this (bytes) is worked on when nothing smaller is ready.
+/// A request that moves more bytes than this is worked on when nothing smaller is ready.
 const LARGE: usize = 64 * 1024;
 /// Request records kept by the thread itself.
 const SPARE_MAX: usize = 64;
@@ -198,7 +198,8 @@ impl Worker {
             }
             Outcome::More => {
                 self.hold_once(&mut job);
-                self.large.push_back(job);
+                // To the front: ending one after the other lets the guest work on the first while the next is read.
+                self.large.push_front(job);
             }
             Outcome::Defer => {
                 self.hold_once(&mut job);
@@ -227,6 +228,7 @@ impl Worker {
 
     /// Cancels or ends what has tag `oldtag` among the large requests.
     fn flush_tag(&mut self, oldtag: u16) {
+        // Each is looked at once: ending one leaves the others where they are.
         let mut index = 0;
         while index < self.large.len() {
             if self.large[index].tag() != oldtag {
@@ -244,12 +246,11 @@ impl Worker {
 
     /// Works on a begun large request until it is complete or in the pool.
     fn finish(&mut self, job: Box<Job>) {
-        // `step` puts it at the end of the list for as long as there is more to do; take it from there.
+        // `step` puts it at the front of the list for as long as there is more to do; take it from there.
         let rest = self.large.len();
         self.step(job);
         while self.large.len() > rest {
-            let Some(job) = self.large.pop_back() else { break };
-            self.step(job);
+            self.slice();
         }
     }
 

@@ -25,6 +25,19 @@ pub fn copy_len(header: &[u8; 7], readable: usize) -> usize {
     size.min(limit)
 }
 
+/// Most bytes that the T-message `message` moves beside itself: the count of a Tread, a Twrite or a Treaddir, 0 for
+/// all others. A device may let what moves much wait for what does not; the buffers alone do not tell, because
+/// Linux before 6.1 gives every request a reply buffer of msize bytes.
+pub fn moves(message: &[u8]) -> usize {
+    match (message.get(4), message.get(19..23)) {
+        // size[4] type[1] tag[2] fid[4] offset[8] count[4], all three.
+        (Some(116 | 118 | 40), Some(&[a, b, c, d])) => {
+            usize::try_from(u32::from_le_bytes([a, b, c, d])).unwrap_or(usize::MAX)
+        }
+        _ => 0,
+    }
+}
+
 /// One request as the device holds it. The memory behind `payload` and `reply` stays mapped until the request is
 /// completed.
 #[derive(Debug)]
