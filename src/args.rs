@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, ValueEnum};
+use host::idmap::{IdPair, IdRange, IdSpan};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -88,6 +89,40 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "0700", value_parser = permissions, help_heading = FILES)]
     pub dmode: u32,
 
+    /// Several file systems below the directory
+    #[arg(long, value_name = "HOW", default_value = "remap", help_heading = FILES)]
+    pub multidevs: Devices,
+
+    /// Whose permissions count
+    #[arg(long, value_name = "WHO", default_value = "guest", help_heading = FILES)]
+    pub check_access: Checks,
+
+    /// These users of the guest are those of the host (repeatable)
+    ///
+    /// GUEST and HOST are the first of COUNT numbers each, as in 0:100000:65536. The guest's other users cannot own
+    /// anything then; the host's other users show as nobody (65534). Without this option numbers are the same on
+    /// both sides.
+    #[arg(long, value_name = "GUEST:HOST:COUNT", help_heading = IDS)]
+    pub uid_map: Vec<IdRange>,
+
+    /// As --uid-map, for groups (repeatable)
+    #[arg(long, value_name = "GUEST:HOST:COUNT", help_heading = IDS)]
+    pub gid_map: Vec<IdRange>,
+
+    /// What the guest's root makes belongs to this user and group of the host
+    #[arg(long, value_name = "UID:GID", help_heading = IDS)]
+    pub squash_root: Option<IdPair>,
+
+    /// Whatever the guest makes belongs to this user and group of the host
+    #[arg(long, value_name = "UID:GID", help_heading = IDS)]
+    pub squash_all: Option<IdPair>,
+
+    /// The guest can give nothing to these users and groups of the host (repeatable)
+    ///
+    /// One number or a range, as in 0-999.
+    #[arg(long, value_name = "FIRST-LAST", help_heading = IDS)]
+    pub forbid_ids: Vec<IdSpan>,
+
     /// Look for the next request for up to this many microseconds before sleeping
     ///
     /// Makes small requests several times faster while the guest is busy; adapts itself, and costs nothing while it
@@ -122,6 +157,7 @@ pub struct Args {
 
 const SHARE: &str = "The share";
 const FILES: &str = "Files";
+const IDS: &str = "Users and groups";
 const WORK: &str = "Operation";
 
 /// `--security-model`, QEMU's names and libvirt's.
@@ -138,6 +174,27 @@ pub enum Model {
     /// As passthrough, but a chown that is not permitted is reported as done [also: none]
     #[value(alias = "none")]
     Squash,
+}
+
+/// `--multidevs`, QEMU's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Devices {
+    /// Each file keeps a number of its own in the guest
+    Remap,
+    /// What is mounted below the directory cannot be entered
+    Forbid,
+    /// Two files may have the same number in the guest; say so once
+    Warn,
+}
+
+/// `--check-access`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Checks {
+    /// The guest's kernel has checked; this process does what it may do itself
+    Guest,
+    /// Each request is also done as the host's user with that number, so that the guest can do no more than that
+    /// user could. Needs CAP_SETUID and CAP_SETGID
+    Host,
 }
 
 /// `--log-level`.
@@ -211,6 +268,23 @@ mod tests {
         for text in ["", "9", "1777", "-1", "+644", "rw", "0x1ff"] {
             assert!(permissions(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn id_options_are_repeated() {
+        let args = parse(&[
+            "--uid-map",
+            "0:1000:1",
+            "--uid-map",
+            "1:2000:10",
+            "--forbid-ids",
+            "0-9",
+        ])
+        .unwrap();
+        assert_eq!(args.uid_map.len(), 2);
+        assert_eq!(args.forbid_ids, [IdSpan { first: 0, last: 9 }]);
+        assert!(parse(&["--gid-map", "1:2"]).is_err());
+        assert!(parse(&["--squash-all", "root"]).is_err());
     }
 
     #[test]

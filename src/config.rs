@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
-use host::{SecurityModel, ShareOptions};
+use host::{CheckAccess, IdMaps, IdOptions, MultiDevs, SecurityModel, ShareOptions};
 
-use crate::args::{Args, Model};
+use crate::args::{Args, Checks, Devices, Model};
 
 /// Longest path that fits `sockaddr_un`, without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -70,6 +70,16 @@ impl Config {
         share.readonly = args.readonly;
         share.fmode = args.fmode;
         share.dmode = args.dmode;
+        share.ids = ids(args)?;
+        share.multidevs = match args.multidevs {
+            Devices::Remap => MultiDevs::Remap,
+            Devices::Forbid => MultiDevs::Forbid,
+            Devices::Warn => MultiDevs::Warn,
+        };
+        share.check_access = match args.check_access {
+            Checks::Guest => CheckAccess::Guest,
+            Checks::Host => CheckAccess::Host,
+        };
         Ok(Config {
             socket,
             share,
@@ -81,6 +91,17 @@ impl Config {
             rlimit_nofile: args.rlimit_nofile,
         })
     }
+}
+
+fn ids(args: &Args) -> Result<IdMaps, Failure> {
+    IdMaps::new(&IdOptions {
+        uid_map: args.uid_map.clone(),
+        gid_map: args.gid_map.clone(),
+        squash_root: args.squash_root,
+        squash_all: args.squash_all,
+        forbid: args.forbid_ids.clone(),
+    })
+    .map_err(Failure::Usage)
 }
 
 fn model(model: Model) -> SecurityModel {

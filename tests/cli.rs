@@ -167,6 +167,13 @@ fn help_explains_itself() {
         "--rlimit-nofile",
         "--fmode",
         "--dmode",
+        "--multidevs",
+        "--check-access",
+        "--uid-map",
+        "--gid-map",
+        "--squash-root",
+        "--squash-all",
+        "--forbid-ids",
         "share=on",
         "vhost-user-test-device-pci",
         "mount -t 9p",
@@ -201,6 +208,13 @@ fn a_wrong_command_line_is_one_sentence_and_status_2() {
     refused(&mut place.command(&["--poll-us", "-1"]), 2, "-1");
     refused(&mut place.command(&["--io-threads", "0"]), 2, "0");
     refused(&mut place.command(&["--fd", "7"]), 2, "--fd");
+    refused(&mut place.command(&["--uid-map", "0:1"]), 2, "GUEST:HOST:COUNT");
+    refused(
+        &mut place.command(&["--gid-map", "0:1000:10", "--gid-map", "5:2000:10"]),
+        2,
+        "overlap",
+    );
+    refused(&mut place.command(&["--multidevs", "perhaps"]), 2, "perhaps");
     refused(&mut place.command(&["--tag", ""]), 2, "tag");
     refused(&mut place.command(&["--tag", &"x".repeat(255)]), 2, "255 bytes");
     refused(
