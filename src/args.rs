@@ -23,8 +23,8 @@ QEMU (10.2 or later; the memory must be shared, or nothing works):
   vhost-user-9p --socket-path /run/vm1.sock --shared-dir /srv/data
   qemu-system-x86_64 ... -m 2G \\
     -object memory-backend-memfd,id=mem,size=2G,share=on -machine memory-backend=mem \\
-    -chardev socket,id=share,path=/run/vm1.sock \\
-    -device vhost-user-test-device-pci,chardev=share,virtio-id=9,num_vqs=1,vq_size=1024,config_size=256
+    -chardev socket,id=c,path=/run/vm1.sock \\
+    -device vhost-user-test-device-pci,chardev=c,virtio-id=9,vq_size=1024,config_size=256
 
 In the guest, as root:
   mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 share /mnt";
