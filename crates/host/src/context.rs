@@ -158,14 +158,22 @@ impl Context {
         if host_type == libc::S_IFLNK {
             return Err(sys::error(libc::EOPNOTSUPP));
         }
-        // Without CAP_FSETID the kernel silently drops the set-group-id bit unless the process is in the group.
-        // Not for an operation that runs as the guest's user: that user has no such right.
-        let _raised = if mode & libc::S_ISGID != 0 && self.fsetid && !creds::switched() {
-            Some(creds::Raised::new(&self.caps, CAP_FSETID)?)
-        } else {
-            None
+        let _raised = match mode & libc::S_ISGID {
+            0 => None,
+            _ => self.keep_set_id()?,
         };
         sys::attr::chmod(&self.proc, fd, mode)
+    }
+
+    /// Until dropped, a change of mode, owner or ACL leaves the set-group-id bit as it is. Without CAP_FSETID the
+    /// kernel silently drops it unless the process is in the file's group; but whether the guest's user may keep
+    /// it, the guest's kernel has decided. Not for an operation that runs as the guest's user: that user has no
+    /// such right.
+    pub fn keep_set_id(&self) -> io::Result<Option<creds::Raised<'_>>> {
+        if !self.fsetid || creds::switched() {
+            return Ok(None);
+        }
+        creds::Raised::new(&self.caps, CAP_FSETID).map(Some)
     }
 
     /// Truncates or extends the host file: through the open file when it is open for writing, so that an unlinked

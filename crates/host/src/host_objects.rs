@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::acl;
 use crate::attr::{Attr, Caller, Identity};
 use crate::context::Context;
 use crate::mode::ShareMode;
@@ -162,6 +163,7 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
     }
 
     fn set_owner(&self, object: &Object<'_>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
+        let _raised = self.context.keep_set_id()?;
         self.chown(object.path, uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX))
     }
 
@@ -170,6 +172,11 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
     }
 
     fn set_xattr(&self, object: &Object<'_>, name: &CStr, value: &[u8], flags: i32) -> io::Result<()> {
+        // An access ACL has the permission bits in it, so setting one is a chmod.
+        let _raised = match acl::is_acl(name) {
+            true => self.context.keep_set_id()?,
+            false => None,
+        };
         sys::xattr::set(self.context.xattrs(object), name, value, flags)
     }
 

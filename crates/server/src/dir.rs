@@ -46,7 +46,7 @@ fn entry_qid(path: u64, d_type: u8) -> Qid {
 
 impl Session {
     /// Lists an open directory from a cookie on. EINVAL when not even the first entry fits, which an empty
-    /// answer would turn into the directory's end; EINVAL for a fid that is no open directory.
+    /// answer would turn into the directory's end; ENOTDIR for a fid that is no open directory, as in QEMU.
     pub(crate) fn readdir(
         &self,
         m: &Treaddir,
@@ -56,7 +56,7 @@ impl Session {
         const HEADER: usize = Rreaddir::HEADER_LEN;
         let pin = self.pin(m.fid, libc::EINVAL)?;
         if pin.state() != State::Dir {
-            return Err(Failure::new(libc::EINVAL));
+            return Err(Failure::new(libc::ENOTDIR));
         }
         let wanted = usize::try_from(m.count).unwrap_or(usize::MAX);
         let count = wanted

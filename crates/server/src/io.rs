@@ -64,7 +64,8 @@ impl Session {
         let mut done = progress(request, count);
         let inline = how == How::Inline;
         let mut slices = 0;
-        while done < count {
+        // No bytes are asked for too: EBADF when the file is not open for reading.
+        while done < count || count == 0 {
             if inline && slices == 1 {
                 *request.progress = done as u64;
                 return Ok(Outcome::More);
@@ -153,7 +154,8 @@ impl Session {
         let file = pin.file()?;
         let mut done = progress(request, count);
         let mut slices = 0;
-        while done < count {
+        // No bytes are written too: EBADF when the file is not open for writing.
+        while done < count || count == 0 {
             if inline && slices == 1 {
                 *request.progress = done as u64;
                 return Ok(Outcome::More);

@@ -31,7 +31,7 @@ impl Session {
     /// Makes a symlink. ENOENT for an empty target, EINVAL for a NUL in it, ENAMETOOLONG from 4096 bytes on.
     pub(crate) fn symlink(&self, m: &Tsymlink<'_>) -> Result<Rsymlink, Failure> {
         let name = name(m.name, libc::EEXIST)?;
-        let dir = self.pin(m.dfid, libc::ENOENT)?;
+        let dir = self.pin(m.dfid, libc::EINVAL)?;
         dir.is_directory()?;
         if m.target.is_empty() {
             return Err(Failure::new(libc::ENOENT));

@@ -67,7 +67,7 @@ impl Session {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_unopened()?;
         let (flags, state, iounit) = match pin.file_type() {
-            FileType::Regular if m.flags & P9_DOTL_DIRECTORY != 0 => {
+            other if other != FileType::Directory && m.flags & P9_DOTL_DIRECTORY != 0 => {
                 return Err(Failure::new(libc::ENOTDIR));
             }
             FileType::Regular => (flags(m.flags)?, State::File, self.iounit()),
