@@ -14,6 +14,9 @@ use crate::slab::{HashedSlab, Keyed, NONE, spread};
 /// How many parents are looked at to tell that a new name makes no circle.
 const CIRCLE_CHECK: usize = 512;
 
+/// How many nodes in use are passed over in search of an idle one: more than there are requests at a time.
+const IN_USE: usize = 4096;
+
 /// Which object a node is: inode numbers are used again, so the time of birth belongs to it where there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Same {
@@ -64,6 +67,8 @@ pub(crate) struct Node {
     pins: u32,
     /// Open fids. Their object may have no name any more, so it is not evicted.
     opens: u32,
+    /// Whether it is on the list of those that may be evicted.
+    listed: bool,
     chain: u32,
     newer: u32,
     older: u32,
@@ -190,6 +195,7 @@ impl Nodes {
             refs: 1,
             pins: 0,
             opens: 0,
+            listed: false,
             chain: NONE,
             newer: NONE,
             older: NONE,
@@ -207,6 +213,7 @@ impl Nodes {
 
     /// Marks the root.
     pub(crate) fn set_root(&mut self, number: u32) {
+        self.unlink(number);
         if let Some(node) = self.nodes.get_mut(number) {
             node.root = true;
         }
@@ -255,6 +262,8 @@ impl Nodes {
         if let Some(node) = self.nodes.get_mut(number) {
             (node.parent, node.path) = (parent, path);
         }
+        // It may have been on no list for want of a way to find it again.
+        self.link(number);
     }
 
     /// The node's parent and the path from there.
@@ -321,6 +330,7 @@ impl Nodes {
 
     /// A fid of it was opened.
     pub(crate) fn opened(&mut self, number: u32) {
+        self.unlink(number);
         if let Some(node) = self.nodes.get_mut(number) {
             node.opens += 1;
         }
@@ -331,21 +341,28 @@ impl Nodes {
         if let Some(node) = self.nodes.get_mut(number) {
             node.opens = node.opens.saturating_sub(1);
         }
+        self.link(number);
     }
 
-    /// Makes `number` the most recently used of those with a descriptor.
+    /// Makes `number` the most recently used of those that may be evicted, if it is one.
     fn touch(&mut self, number: u32) {
-        if self.newest != number && self.nodes.get(number).is_some_and(|node| node.fd.is_some()) {
+        if self.newest != number && self.nodes.get(number).is_some_and(|node| node.listed) {
             self.unlink(number);
             self.link(number);
         }
     }
 
+    /// Puts a node that may be evicted on the list of these, as the most recently used; one that may not, or is
+    /// there already, is left alone.
     fn link(&mut self, number: u32) {
         let old = self.newest;
-        if let Some(node) = self.nodes.get_mut(number) {
-            (node.newer, node.older) = (NONE, old);
+        let Some(node) = self.nodes.get_mut(number) else {
+            return;
+        };
+        if node.listed || node.fd.is_none() || node.opens > 0 || node.root {
+            return;
         }
+        (node.newer, node.older, node.listed) = (NONE, old, true);
         match self.nodes.get_mut(old) {
             Some(node) => node.newer = number,
             None => self.oldest = number,
@@ -353,13 +370,13 @@ impl Nodes {
         self.newest = number;
     }
 
-    /// Takes a node off the list of those with a descriptor, if it is on it.
+    /// Takes a node off the list, if it is on it.
     fn unlink(&mut self, number: u32) {
-        let Some(node) = self.nodes.get_mut(number).filter(|node| node.fd.is_some()) else {
+        let Some(node) = self.nodes.get_mut(number).filter(|node| node.listed) else {
             return;
         };
         let (newer, older) = (node.newer, node.older);
-        (node.newer, node.older) = (NONE, NONE);
+        (node.newer, node.older, node.listed) = (NONE, NONE, false);
         match self.nodes.get_mut(newer) {
             Some(node) => node.older = older,
             None => self.newest = older,
@@ -370,14 +387,13 @@ impl Nodes {
         }
     }
 
-    /// Pins the node that has gone unused for longest and may lose its descriptor. Those that may not are moved
+    /// Pins the node that has gone unused for longest and may lose its descriptor. Those in use right now are moved
     /// out of the way.
     pub(crate) fn victim(&mut self) -> Option<u32> {
-        for _ in 0..self.open {
+        for _ in 0..IN_USE {
             let number = self.oldest;
             let node = self.nodes.get_mut(number)?;
-            let fit = node.pins == 0 && node.opens == 0 && !node.root;
-            if fit {
+            if node.pins == 0 {
                 node.pins += 1;
                 return Some(number);
             }
@@ -395,17 +411,18 @@ impl Nodes {
                 node.handle = handle;
             }
         }
-        let evicted = self.nodes.get(number).is_some_and(|node| {
-            node.pins == 1 && node.opens == 0 && node.refs > 0 && (node.has_handle() || node.parent != NONE)
+        let (lasting, idle) = self.nodes.get(number).map_or((false, false), |node| {
+            let lasting = node.has_handle() || node.parent != NONE;
+            (lasting, node.pins == 1 && node.opens == 0 && node.refs > 0)
         });
-        if evicted {
+        if !lasting || idle {
+            // Without a way to find it again it is on no list, until it gets a name.
             self.unlink(number);
-            if let Some(fd) = self.nodes.get_mut(number).and_then(|node| node.fd.take()) {
-                self.open -= 1;
-                dead.push(fd);
-            }
-        } else {
-            self.touch(number);
+        }
+        let evicted = lasting && idle;
+        if evicted && let Some(fd) = self.nodes.get_mut(number).and_then(|node| node.fd.take()) {
+            self.open -= 1;
+            dead.push(fd);
         }
         self.unpin(number, dead);
         evicted

@@ -249,7 +249,7 @@ fn share(model: SecurityModel, within: &std::path::Path) -> Arc<Share> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Nothing panics, nothing is written beyond a reply, nothing leaves the share, every reply is a message, and
     /// nothing is left over.

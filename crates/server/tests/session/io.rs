@@ -66,6 +66,30 @@ fn a_read_ends_where_the_file_does() {
 }
 
 #[test]
+fn what_is_not_in_the_page_cache_is_read_all_the_same() {
+    use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+    let mut f = Fixture::new();
+    let data = pattern(400_000);
+    f.write("file", &data);
+    let host = std::fs::File::open(f.path("file")).unwrap();
+    f.open(1, "file", O_RDONLY);
+    for cached in [0usize, 10, 5000, 140_000] {
+        host.sync_all().unwrap();
+        posix_fadvise(&host, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).unwrap();
+        // Without read-ahead only these pages come back.
+        posix_fadvise(&host, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM).unwrap();
+        let mut part = vec![0; cached];
+        std::os::unix::fs::FileExt::read_exact_at(&host, &mut part, 0).unwrap();
+        // Where the file system has a page cache that can be emptied, this is deferred at some point.
+        assert_eq!(f.client.read(1, 0, 400_000).unwrap(), data, "{cached}");
+        assert!(matches!(
+            f.client.transport().outcomes.last(),
+            Some(Outcome::Done(400_011))
+        ));
+    }
+}
+
+#[test]
 fn counts_are_cut_to_the_reply() {
     let mut f = Fixture::new();
     f.write("file", pattern(100_000));
