@@ -91,6 +91,40 @@ fn regions_come_and_go_while_requests_are_in_flight() {
 }
 
 #[test]
+fn the_whole_table_may_be_replaced_while_requests_are_in_flight() {
+    for vmm in Vmm::ALL {
+        let rig = Rig::new();
+        let bytes = scenario::pattern(1 << 20, 5);
+        rig.put("file", &bytes);
+        let mut machine = rig.boot(vmm);
+        machine.client.walk_all(0, 1, &["file"]).expect("walk");
+        machine.client.lopen(1, P9_DOTL_RDONLY).expect("open");
+        let read = Tread {
+            fid: 1,
+            offset: 0,
+            count: 200_000,
+        };
+        let message = frame(read, 3);
+        for round in 0..20 {
+            let transport = machine.client.transport();
+            let tokens: Vec<u16> = (0..32).map(|_| transport.stage(&message, &[], 200_011)).collect();
+            transport.ring.notify();
+            if round % 2 == 0 {
+                machine.frontend.memory().add_region(NEW, LEN).expect("memory");
+            } else {
+                machine.frontend.memory().remove_region(NEW);
+            }
+            machine.frontend.send_table().expect("table");
+            for token in tokens {
+                let reply = machine.client.transport().wait(token);
+                assert!(reply[11..] == bytes[..200_000], "{vmm:?}");
+            }
+        }
+        assert_alive(&mut machine, &rig.share());
+    }
+}
+
+#[test]
 fn a_request_that_writes_into_a_region_that_is_taken_away_is_completed() {
     let rig = Rig::new();
     rig.put("file", &scenario::pattern(4 << 20, 5));

@@ -252,16 +252,23 @@ impl Frontend {
                 }
             }
         } else {
-            let mut body = Body::new().u32(regions.len() as u32).u32(0);
-            let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
-            for region in &regions {
-                body = body.region(region);
-                fds.push(region.file().as_fd());
-            }
-            self.socket.tell(Code::SetMemTable, body, &fds, true)?;
+            self.send_table()?;
         }
         self.mapped = true;
         Ok(())
+    }
+
+    /// SET_MEM_TABLE with all regions, at any time: how memory is plugged in without CONFIGURE_MEM_SLOTS.
+    pub fn send_table(&self) -> io::Result<()> {
+        let regions = self.memory.regions();
+        let mut body = Body::new().u32(regions.len() as u32).u32(0);
+        let mut fds: Vec<BorrowedFd<'_>> = Vec::new();
+        for region in &regions {
+            body = body.region(region);
+            fds.push(region.file().as_fd());
+        }
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket.tell(Code::SetMemTable, body, &fds, ack)
     }
 
     fn vring_addr(&self, ring: &Ring) -> Body {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use device::{DeviceOptions, Handler, Listener, Stop};
 use tempfile::TempDir;
-use testkit::{Machine, MachineOptions, Vmm};
+use testkit::{Descriptor, Machine, MachineOptions, Vmm};
 
 /// The tag every device here has.
 pub const TAG: &[u8] = b"test-share";
@@ -69,6 +69,16 @@ impl Rig {
     /// The shared directory.
     pub fn share(&self) -> PathBuf {
         self.base.path().join("share")
+    }
+
+    /// A directory beside the share, which no guest may reach.
+    pub fn outside(&self) -> PathBuf {
+        let outside = self.base.path().join("outside");
+        if !outside.exists() {
+            std::fs::create_dir(&outside).expect("mkdir");
+            std::fs::write(outside.join("file"), "secret").expect("write");
+        }
+        outside
     }
 
     /// The device's socket.
@@ -144,5 +154,46 @@ pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(std::time::Instant::now() < end, "never happened: {what}");
         std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The machine's memory.
+pub fn memory(machine: &Machine) -> testkit::GuestMemory {
+    machine.frontend.memory().clone()
+}
+
+/// Puts these descriptors, linked as their `next` (an index into `chain`) says, into the ring; gives the used length.
+pub fn submit(machine: &mut Machine, chain: &[Descriptor]) -> u32 {
+    let ring = machine.ring();
+    let head = ring.take_head().expect("room");
+    let mut at = vec![head];
+    for _ in 1..chain.len() {
+        at.push(ring.take_descriptor().expect("room"));
+    }
+    for (index, descriptor) in chain.iter().enumerate() {
+        // An index beyond the chain is meant as it is.
+        let next = at.get(usize::from(descriptor.next)).copied();
+        let next = next.unwrap_or(descriptor.next);
+        ring.write_descriptor(at[index], Descriptor { next, ..*descriptor });
+    }
+    ring.push_available(head);
+    ring.notify();
+    let (token, len) = ring
+        .wait_used(testkit::vhost_user::PATIENCE)
+        .expect("the chain is completed");
+    assert_eq!(token, head);
+    for &index in &at[1..] {
+        ring.give_back(index);
+    }
+    len
+}
+
+/// A descriptor.
+pub fn link(addr: u64, len: u32, flags: u16, next: u16) -> Descriptor {
+    Descriptor {
+        addr,
+        len,
+        flags,
+        next,
     }
 }
