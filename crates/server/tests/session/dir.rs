@@ -135,8 +135,8 @@ fn changes_during_a_listing_leave_the_others_alone() {
 fn only_open_directories_are_listed() {
     let mut f = Fixture::new();
     f.create(1, "file", O_RDWR);
-    assert_eq!(f.client.readdir(1, 0, 1000), Err(Errno::EINVAL));
-    assert_eq!(f.client.readdir(0, 0, 1000), Err(Errno::EINVAL));
+    assert_eq!(f.client.readdir(1, 0, 1000), Err(Errno::ENOTDIR));
+    assert_eq!(f.client.readdir(0, 0, 1000), Err(Errno::ENOTDIR));
     assert_eq!(f.client.readdir(9, 0, 1000), Err(Errno::EINVAL));
 }
 

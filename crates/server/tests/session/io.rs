@@ -120,11 +120,13 @@ fn fids_in_the_wrong_state() {
     assert_eq!(f.client.write(9, 0, b"x"), Err(Errno::EINVAL));
     f.client.lopen(1, O_RDONLY).unwrap();
     assert_eq!(f.client.write(1, 0, b"x"), Err(Errno::EBADF));
+    assert_eq!(f.client.write(1, 0, b""), Err(Errno::EBADF));
     f.client.clone_fid(0, 2).unwrap();
     f.client.lopen(2, O_RDONLY).unwrap();
     assert_eq!(f.client.read(2, 0, 10), Err(Errno::EOPNOTSUPP));
     f.open(3, "file", O_WRONLY);
     assert_eq!(f.client.read(3, 0, 10), Err(Errno::EBADF));
+    assert_eq!(f.client.read(3, 0, 0), Err(Errno::EBADF));
     assert_eq!(f.client.read(1, u64::MAX, 10), Err(Errno::EINVAL));
     assert_eq!(f.client.write(3, u64::MAX, b"x"), Err(Errno::EINVAL));
 }
