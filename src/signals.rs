@@ -14,9 +14,13 @@ use crate::socket::SocketFile;
 const PATIENCE: Duration = Duration::from_millis(600);
 
 /// The signals that end the program, blocked in this thread and all that it starts.
+///
+/// SIGXFSZ is blocked too, and never waited for: the kernel sends it with each write beyond RLIMIT_FSIZE, which a
+/// guest can do at will. Blocked, all that is left of it is the EFBIG that the guest gets.
 pub fn block() -> nix::Result<SigSet> {
     let set = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
     set.thread_block()?;
+    SigSet::from(Signal::SIGXFSZ).thread_block()?;
     Ok(set)
 }
 

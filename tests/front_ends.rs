@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 use testkit::vhost_user::PATIENCE;
-use testkit::{GuestMemory, Machine, MachineOptions, Pages, RingOptions, Vmm, scenario};
+use testkit::{Errno, GuestMemory, Machine, MachineOptions, Pages, RingOptions, Vmm, scenario};
 use wire::*;
 
 /// The program, ended with the value.
@@ -241,4 +241,20 @@ fn nonsense_on_the_socket_does_not_end_it() {
     }
     let mut machine = program.boot(Vmm::Qemu);
     scenario::end_to_end(&mut machine.client, &program.share());
+}
+
+#[test]
+fn a_write_beyond_the_file_size_limit_is_an_error_and_not_the_end() {
+    let program = Program::start(&[]);
+    let limit = format!("--fsize={}", 1 << 20);
+    let pid = program.child.id().to_string();
+    let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+    assert!(status.expect("prlimit runs").success());
+    let mut machine = program.boot(Vmm::Qemu);
+    let client = &mut machine.client;
+    client.clone_fid(0, 1).expect("walk");
+    client.lcreate(1, "file", P9_DOTL_RDWR, 0o644, 0).expect("create");
+    assert_eq!(client.write(1, 2 << 20, b"beyond"), Err(Errno::EFBIG));
+    assert_eq!(client.truncate(1, 2 << 20), Err(Errno::EFBIG));
+    assert_eq!(client.write(1, 0, b"within"), Ok(6));
 }
