@@ -5,6 +5,8 @@
 //! a chmod never loses the type, listings have types, and the guest's `security.*` and `trusted.*` xattrs are kept
 //! under `user.virtfs.`, whose unknown names QEMU hides from its guests.
 
+mod cache;
+
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,13 +16,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::acl;
 use crate::attr::{Attr, Caller, Identity};
 use crate::context::Context;
+use crate::identity::device;
 use crate::mapped;
 use crate::mode::ShareMode;
 use crate::name::Name;
 use crate::share::Object;
+use crate::sys::attr::Statx;
 use crate::sys::xattr::Target;
 use crate::sys::{self, errno, error};
 use crate::virtfs::{Kept, some_id, xattr};
+use cache::{Before, Cache};
 
 /// The longest xattr name the kernel takes, bytes.
 const NAME_MAX: usize = 255;
@@ -32,6 +37,7 @@ const LIST_MAX: usize = 65536;
 pub struct MappedXattr {
     context: Arc<Context>,
     warned: AtomicBool,
+    cache: Option<Cache>,
 }
 
 /// Room for an xattr's name and its NUL.
@@ -142,18 +148,30 @@ impl MappedXattr {
                 context.options().directory.display()
             ));
         }
+        let cache = || {
+            let kind = sys::attr::statfs(context.root()).ok()?.f_type;
+            Cache::new(device(&sys::attr::stat(context.root()).ok()?), kind)
+        };
         Ok(MappedXattr {
+            cache: cache(),
             context,
             warned: AtomicBool::new(false),
         })
     }
 
-    fn kept(&self, object: &Object<'_>) -> io::Result<Kept> {
-        if can_keep(object.host_type) {
-            read_all(self.context.xattrs(object))
-        } else {
-            Ok(Kept::NOTHING)
+    /// `before` is a moment before `stat` was made.
+    fn kept(&self, object: &Object<'_>, before: Before, stat: &Statx) -> io::Result<Kept> {
+        if !can_keep(u32::from(stat.stx_mode) & libc::S_IFMT) {
+            return Ok(Kept::NOTHING);
         }
+        if let Some(kept) = self.cache.as_ref().and_then(|cache| cache.get(stat)) {
+            return Ok(kept);
+        }
+        let kept = read_all(self.context.xattrs(object))?;
+        if let Some(cache) = &self.cache {
+            cache.put(before, stat, kept);
+        }
+        Ok(kept)
     }
 
     /// Only the mode, and only where it can make the type another one than the host's.
@@ -227,14 +245,18 @@ impl MappedXattr {
 
 impl ShareMode for MappedXattr {
     fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
+        let before = Before::now();
         let stat = self.context.stat(object)?;
-        let kept = self.kept(object)?;
+        let kept = self.kept(object, before, &stat)?;
         mapped::attr(&self.context, &stat, object.path, &kept)
     }
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {
         let stat = self.context.stat(object)?;
-        let kept = self.kept_type(object, u32::from(stat.stx_mode) & libc::S_IFMT)?;
+        let kept = match self.cache.as_ref().and_then(|cache| cache.get(&stat)) {
+            Some(kept) => kept,
+            None => self.kept_type(object, u32::from(stat.stx_mode) & libc::S_IFMT)?,
+        };
         mapped::identity(&self.context, &stat, object.path, &kept)
     }
 

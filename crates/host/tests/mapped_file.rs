@@ -179,6 +179,9 @@ fn a_failing_rename_changes_nothing() {
     assert_eq!(errno(tree.rename("nothing", "new")), libc::ENOENT);
     std::fs::remove_file(tree.host("full/x")).unwrap();
     assert_eq!(errno(tree.rename("full", "full/y")), libc::EINVAL);
+    std::fs::create_dir_all(tree.host("full/sub/sub")).unwrap();
+    assert_eq!(errno(tree.rename("full", "full/sub")), libc::EINVAL);
+    assert_eq!(errno(tree.rename("full/sub", "full")), libc::ENOTEMPTY);
     for path in ["dir", "full"] {
         assert_eq!(tree.seen(path), (0o40755, 1000, 100));
     }

@@ -187,6 +187,30 @@ fn chown_keeps_what_is_not_named() {
 }
 
 #[test]
+fn changes_by_others_are_seen_at_once() {
+    let (dir, tree) = tree();
+    tree.create("file", 0o644).unwrap();
+    let other = Tree::new(SecurityModel::MappedXattr, dir.path());
+    for round in 0..4 {
+        // Old enough to be remembered in every second round.
+        std::thread::sleep(std::time::Duration::from_millis(if round % 2 == 0 {
+            150
+        } else {
+            0
+        }));
+        assert_eq!(tree.seen("file"), tree.seen("file"));
+        for uid in 0..300 {
+            other.chown("file", Some(uid), None).unwrap();
+            assert_eq!(tree.seen("file").1, uid);
+        }
+        tree.set_host_xattr("file", c"user.virtfs.mode", &0o120777u32.to_le_bytes());
+        assert_eq!(tree.identify("file").file_type, FileType::Symlink);
+        tree.set_host_xattr("file", c"user.virtfs.mode", &0o100644u32.to_le_bytes());
+        assert_eq!(tree.identify("file").file_type, FileType::Regular);
+    }
+}
+
+#[test]
 fn values_of_another_size_are_ignored() {
     let (_dir, tree) = tree();
     tree.write("file", "");

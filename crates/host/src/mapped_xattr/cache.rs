@@ -1,0 +1,186 @@
+//! What was read of an object's xattrs, for as long as its ctime says that it is still so: reading them takes four or
+//! five system calls, looking at the ctime takes the one that is needed anyway.
+//!
+//! A change of an xattr sets ctime to the time of the change, on the file systems listed here. That makes "same ctime,
+//! same xattrs" true except within one tick of the clock, so nothing is remembered of an object whose ctime is
+//! younger than several ticks. Changes by anybody are seen, also by QEMU or a user of the host.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::identity::device;
+use crate::sys::attr::Statx;
+use crate::virtfs::Kept;
+
+const STRIPES: usize = 64;
+const SLOTS: usize = 128;
+
+/// The kernel's tick is at most 10 ms.
+const YOUNG: Duration = Duration::from_millis(100);
+/// Where no fraction of a second is stored, the clock of the file system ticks once in one or two seconds.
+const YOUNG_SECONDS: Duration = Duration::from_secs(3);
+
+/// `XFS_SUPER_MAGIC` of linux/magic.h.
+const XFS_MAGIC: libc::c_long = 0x5846_5342;
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Key {
+    ino: u64,
+    sec: i64,
+    nsec: u32,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    key: Key,
+    kept: Kept,
+}
+
+/// A table of fixed size; an object takes the place of another one with the same hash.
+pub struct Cache {
+    dev: u64,
+    stripes: Box<[Mutex<Vec<Slot>>]>,
+}
+
+/// A moment before an object was looked at.
+#[derive(Clone, Copy)]
+pub struct Before(Duration);
+
+impl Before {
+    /// This one.
+    pub fn now() -> Before {
+        // A clock before 1970 makes everything too young to be remembered.
+        Before(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    }
+
+    fn far_from(self, key: &Key) -> bool {
+        let Ok(sec) = u64::try_from(key.sec) else {
+            return false;
+        };
+        let margin = if key.nsec == 0 { YOUNG_SECONDS } else { YOUNG };
+        Duration::new(sec, 0)
+            .checked_add(Duration::from_nanos(key.nsec.into()))
+            .and_then(|changed| changed.checked_add(margin))
+            .is_some_and(|old| old < self.0)
+    }
+}
+
+impl Cache {
+    /// For the file system of device `dev` and this type (`f_type` of statfs); `None` where ctime is not known to tell.
+    pub fn new(dev: u64, kind: libc::c_long) -> Option<Cache> {
+        let local = [
+            libc::EXT4_SUPER_MAGIC,
+            libc::BTRFS_SUPER_MAGIC,
+            libc::TMPFS_MAGIC,
+            XFS_MAGIC,
+        ];
+        local.contains(&kind).then(|| Cache {
+            dev,
+            stripes: (0..STRIPES).map(|_| Mutex::default()).collect(),
+        })
+    }
+
+    fn place(&self, stat: &Statx) -> Option<(Key, &Mutex<Vec<Slot>>, usize)> {
+        let key = Key {
+            ino: stat.stx_ino,
+            sec: stat.stx_ctime.tv_sec,
+            nsec: stat.stx_ctime.tv_nsec,
+        };
+        // Neighbouring inodes are looked at together, so the plain low bits spread best.
+        let hash = key.ino as usize;
+        let stripe = self.stripes.get(hash % STRIPES)?;
+        (device(stat) == self.dev && key.ino != 0).then_some((key, stripe, hash / STRIPES % SLOTS))
+    }
+
+    /// What is known of the object of `stat`.
+    pub fn get(&self, stat: &Statx) -> Option<Kept> {
+        let (key, stripe, slot) = self.place(stat)?;
+        let slots = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        slots
+            .get(slot)
+            .filter(|slot| slot.key == key)
+            .map(|slot| slot.kept)
+    }
+
+    /// Remembers what was read of the object after `stat` was, which was after `before`.
+    pub fn put(&self, before: Before, stat: &Statx, kept: Kept) {
+        let Some((key, stripe, slot)) = self.place(stat) else {
+            return;
+        };
+        if !before.far_from(&key) {
+            return;
+        }
+        let mut slots = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.is_empty() {
+            let empty = Slot {
+                key: Key::default(),
+                kept: Kept::NOTHING,
+            };
+            slots.resize(SLOTS, empty);
+        }
+        if let Some(place) = slots.get_mut(slot) {
+            *place = Slot { key, kept };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    fn kept(uid: u32) -> Kept {
+        Kept {
+            uid: Some(uid),
+            ..Kept::NOTHING
+        }
+    }
+
+    #[test]
+    fn only_what_cannot_have_changed_unseen_is_remembered() {
+        let mut stat = crate::sys::attr::stat(tempfile::tempfile().unwrap().as_fd()).unwrap();
+        let cache = Cache::new(device(&stat), libc::TMPFS_MAGIC).unwrap();
+        let at = |sec, nsec| Before(Duration::new(sec, nsec));
+        (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = (1000, 500_000_000);
+        for young in [at(0, 0), at(1000, 500_000_000), at(1000, 600_000_000), at(999, 0)] {
+            cache.put(young, &stat, kept(1));
+            assert_eq!(cache.get(&stat), None);
+        }
+        cache.put(at(1000, 600_000_001), &stat, kept(1));
+        assert_eq!(cache.get(&stat), Some(kept(1)));
+        stat.stx_ctime.tv_nsec = 0;
+        assert_eq!(cache.get(&stat), None);
+        cache.put(at(1003, 0), &stat, kept(2));
+        assert_eq!(cache.get(&stat), None);
+        cache.put(at(1003, 1), &stat, kept(2));
+        assert_eq!(cache.get(&stat), Some(kept(2)));
+        stat.stx_ctime.tv_sec = -5;
+        cache.put(at(1003, 1), &stat, kept(3));
+        assert_eq!(cache.get(&stat), None);
+    }
+
+    #[test]
+    fn objects_with_one_place_do_not_get_mixed_up() {
+        let mut stat = crate::sys::attr::stat(tempfile::tempfile().unwrap().as_fd()).unwrap();
+        let cache = Cache::new(device(&stat), XFS_MAGIC).unwrap();
+        stat.stx_ctime.tv_sec = 1000;
+        for ino in 1..100_000u64 {
+            stat.stx_ino = ino;
+            cache.put(Before(Duration::from_secs(5000)), &stat, kept(ino as u32));
+            assert_eq!(cache.get(&stat), Some(kept(ino as u32)));
+        }
+        let mut known = 0;
+        for ino in 1..100_000u64 {
+            stat.stx_ino = ino;
+            match cache.get(&stat) {
+                Some(found) => assert_eq!(found, kept(ino as u32)),
+                None => continue,
+            }
+            known += 1;
+        }
+        assert_eq!(known, STRIPES * SLOTS);
+        stat.stx_dev_minor += 1;
+        assert_eq!(cache.get(&stat), None);
+        assert!(Cache::new(1, 0x6969).is_none());
+    }
+}
