@@ -3,6 +3,9 @@
 //! A node keeps an `O_PATH` descriptor while there are enough of them, and always what it takes to find the object
 //! again: a file handle, or the node of a parent and the path below it. This file is the book-keeping; the
 //! system calls are in `find`.
+//!
+//! Hard links and bind mounts of one object are one node, reached the way it was reached first: a guest that sees a
+//! directory twice, once mounted read-only, is told so by the mount that it looked at first.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
@@ -463,5 +466,134 @@ impl Nodes {
             self.link(number);
         }
         self.nodes.get(number)?.raw()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::Time;
+
+    fn fd() -> OwnedFd {
+        std::fs::File::open("/").unwrap().into()
+    }
+
+    fn id(ino: u64, birth: i64) -> Identity {
+        Identity {
+            dev: 1,
+            ino,
+            birth: Time { sec: birth, nsec: 0 },
+            unique: ino,
+            version: 1,
+            host_type: libc::S_IFDIR,
+            file_type: FileType::Directory,
+        }
+    }
+
+    fn evict(nodes: &mut Nodes, dead: &mut Vec<OwnedFd>) -> Option<u32> {
+        let victim = nodes.victim()?;
+        nodes.evict(victim, Some(b"handle"), dead).then_some(victim)
+    }
+
+    #[test]
+    fn one_object_is_one_node() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let a = nodes.adopt(fd(), &id(1, 5), None, &mut dead);
+        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, &mut dead), a);
+        assert_eq!((nodes.len(), nodes.open(), dead.len()), (1, 1, 1));
+        // The same number and another birth is another object, whether the first has its descriptor or not.
+        let b = nodes.adopt(fd(), &id(1, 6), None, &mut dead);
+        assert_ne!(a, b);
+        assert_eq!(evict(&mut nodes, &mut dead), Some(a));
+        assert_eq!(nodes.get(a).and_then(Node::raw), None);
+        let c = nodes.adopt(fd(), &id(1, 7), None, &mut dead);
+        assert!(c != a && c != b);
+        // The same birth brings the evicted one back.
+        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, &mut dead), a);
+        assert!(nodes.get(a).and_then(Node::raw).is_some());
+    }
+
+    #[test]
+    fn without_a_birth_an_evicted_node_is_not_believed() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let a = nodes.adopt(fd(), &id(1, 0), None, &mut dead);
+        assert_eq!(evict(&mut nodes, &mut dead), Some(a));
+        let b = nodes.adopt(fd(), &id(1, 0), None, &mut dead);
+        assert_ne!(a, b);
+        nodes.release(a, &mut dead);
+        assert_eq!(nodes.find(&id(1, 0)), Some(b));
+        nodes.release(b, &mut dead);
+        assert_eq!((nodes.len(), nodes.open(), nodes.bytes.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_is_in_use_is_not_evicted() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let [root, open, used, idle] =
+            [1, 2, 3, 4].map(|ino| nodes.adopt(fd(), &id(ino, 1), None, &mut dead));
+        nodes.set_root(root);
+        nodes.opened(open);
+        nodes.pin(used);
+        assert_eq!(evict(&mut nodes, &mut dead), Some(idle));
+        assert_eq!(evict(&mut nodes, &mut dead), None);
+        // Begun to be used after it was chosen.
+        nodes.closed(open);
+        let victim = nodes.victim().unwrap();
+        assert_eq!(victim, open);
+        nodes.pin(open);
+        assert!(!nodes.evict(victim, Some(b"handle"), &mut dead));
+        assert!(nodes.get(open).and_then(Node::raw).is_some());
+        nodes.unpin(open, &mut dead);
+        nodes.unpin(used, &mut dead);
+        assert_eq!(nodes.open(), 3);
+        for node in [root, open, used, idle] {
+            nodes.release(node, &mut dead);
+        }
+        assert_eq!((nodes.len(), nodes.open()), (0, 0));
+    }
+
+    #[test]
+    fn a_node_without_a_way_back_keeps_its_descriptor() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let top = nodes.adopt(fd(), &id(1, 1), None, &mut dead);
+        nodes.set_root(top);
+        let node = nodes.adopt(fd(), &id(2, 1), None, &mut dead);
+        let victim = nodes.victim().unwrap();
+        assert!(!nodes.evict(victim, None, &mut dead));
+        assert_eq!(nodes.victim(), None);
+        // Its name is learned later.
+        nodes.name(node, top, b"name", &mut dead);
+        let victim = nodes.victim().unwrap();
+        assert!(nodes.evict(victim, None, &mut dead));
+    }
+
+    #[test]
+    fn directories_moved_about_make_no_circle() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let a = nodes.adopt(fd(), &id(1, 1), None, &mut dead);
+        let b = nodes.adopt(fd(), &id(2, 1), Some((a, b"b")), &mut dead);
+        let c = nodes.adopt(fd(), &id(3, 1), Some((b, b"c")), &mut dead);
+        nodes.name(a, c, b"a", &mut dead);
+        nodes.name(a, a, b"a", &mut dead);
+        assert_eq!(nodes.place(a), None);
+        assert_eq!(nodes.place(c), Some((b, b"c".to_vec())));
+        // A child keeps its parents, and takes them with it.
+        nodes.release(a, &mut dead);
+        nodes.release(b, &mut dead);
+        assert_eq!(nodes.len(), 3);
+        nodes.release(c, &mut dead);
+        assert_eq!((nodes.len(), nodes.bytes.len(), dead.len()), (0, 0, 3));
+    }
+
+    #[test]
+    fn beyond_the_limit_parents_are_not_kept() {
+        let (mut nodes, mut dead) = (Nodes::new(3), Vec::new());
+        let mut above = nodes.adopt(fd(), &id(0, 1), None, &mut dead);
+        for ino in 1..10 {
+            let below = nodes.adopt(fd(), &id(ino, 1), Some((above, b"d")), &mut dead);
+            nodes.release(above, &mut dead);
+            above = below;
+        }
+        assert!(nodes.len() <= 4);
     }
 }

@@ -414,3 +414,78 @@ impl Tables {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use host::{Identity, Time};
+
+    fn tables() -> Tables {
+        let mut tables = Tables::new(Limits::default());
+        let id = Identity {
+            dev: 1,
+            ino: 1,
+            birth: Time::default(),
+            unique: 1,
+            version: 1,
+            host_type: libc::S_IFREG,
+            file_type: FileType::Regular,
+        };
+        let fd = std::fs::File::open("/").unwrap().into();
+        let node = tables.nodes.adopt(fd, &id, None, &mut tables.dead);
+        tables.add(7, 0, node, 0).unwrap();
+        tables
+    }
+
+    #[test]
+    fn what_began_before_a_reset_adds_nothing_after_it() {
+        let mut tables = tables();
+        let (view, epoch) = (tables.pin(7).unwrap(), tables.epoch());
+        tables.reset();
+        // The request is still under way: its descriptors are open, but its fid is gone.
+        assert_eq!(tables.descriptors(), 1);
+        assert!(tables.pin(7).is_none());
+        tables.nodes.retain(view.node);
+        assert_eq!(
+            tables.add(8, 0, view.node, epoch),
+            Err(Failure::new(libc::ECONNRESET))
+        );
+        let file = std::fs::File::open("/").unwrap().into();
+        let opened = tables.open(&view, file, State::File, Opened::default());
+        assert_eq!(opened, Err(Failure::new(libc::EBADF)));
+        assert_eq!(tables.will_lock(&view), Err(Failure::new(libc::EBADF)));
+        assert!(tables.turn_xattr(&view, Xattr::default()).is_err());
+        assert!(!tables.clunk(&view));
+        tables.unpin(&view);
+        assert_eq!(tables.counts(), (0, 0, 0));
+        assert_eq!(tables.descriptors(), 0);
+    }
+
+    #[test]
+    fn a_number_in_use_by_a_request_is_free_for_the_client() {
+        let mut tables = tables();
+        let view = tables.pin(7).unwrap();
+        assert!(!tables.clunk_idle(7), "a request uses it");
+        assert!(tables.clunk(&view));
+        assert!(!tables.clunk(&view), "once is enough");
+        tables.nodes.retain(view.node);
+        let epoch = tables.epoch();
+        tables.add(7, 5, view.node, epoch).unwrap();
+        assert_eq!(tables.pin(7).map(|view| view.uid), Some(5));
+        tables.unpin(&view);
+        assert_eq!(tables.counts().0, 1);
+    }
+
+    #[test]
+    fn only_one_of_two_opens_wins() {
+        let mut tables = tables();
+        let (a, b) = (tables.pin(7).unwrap(), tables.pin(7).unwrap());
+        let file = || OwnedFd::from(std::fs::File::open("/").unwrap());
+        let how = Opened::default();
+        assert_eq!(tables.open(&a, file(), State::File, how), Ok(()));
+        let second = tables.open(&b, file(), State::File, how);
+        assert_eq!(second, Err(Failure::new(libc::EINVAL)));
+        assert_eq!(tables.descriptors(), 2);
+        assert_eq!(tables.dead.len(), 1);
+    }
+}
