@@ -170,20 +170,17 @@ impl Pair {
         (best, text)
     }
 
-    /// Runs a sequence; a difference is minimised and reported.
-    ///
-    /// # Panics
-    /// When there is a difference.
-    pub fn check(&mut self, title: &str, steps: &[Step]) {
-        if let Err(found) = self.run(steps) {
+    /// Runs a sequence; a difference is minimised and described.
+    pub fn check(&mut self, title: &str, steps: &[Step]) -> Result<(), String> {
+        self.run(steps).map_err(|found| {
             let (steps, found) = self.shrink(steps, found);
             let names = [self.parties[0].server.name(), self.parties[1].server.name()].join(" / ");
-            panic!(
+            format!(
                 "{title}: {names} differ in {:?}\n{}differs: {found}\n",
                 self.mode,
                 show(&steps)
-            );
-        }
+            )
+        })
     }
 }
 

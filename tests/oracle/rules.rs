@@ -1,11 +1,10 @@
-//! The deliberate differences from QEMU, each with its reason. Whatever differs and is not here fails the test.
-
-use std::os::unix::fs::MetadataExt;
+//! How a deliberate difference from QEMU is told from a fault. The differences themselves are in `differences`;
+//! whatever differs and is not there fails the test.
 
 use crate::ask::Answer;
 use crate::compare::Difference;
-use crate::step::{Bytes, Step};
-use crate::world::{Fid, Side, World};
+use crate::step::Step;
+use crate::world::World;
 
 /// The share mode that is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +26,7 @@ impl Mode {
         }
     }
 
-    fn mapped(self) -> bool {
+    pub fn mapped(self) -> bool {
         matches!(self, Mode::MappedXattr | Mode::MappedFile)
     }
 }
@@ -42,7 +41,7 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn set_id(&self) -> bool {
+    pub fn set_id(&self) -> bool {
         self.guest_mode.is_some_and(|mode| mode & 0o6000 != 0)
     }
 }
@@ -64,352 +63,6 @@ pub struct Rule {
     pub name: &'static str,
     pub reason: &'static str,
     pub allow: Allow,
-}
-
-/// `Tsetattr.valid`
-const MODE: u32 = 1;
-const OWNER: u32 = 2 | 4;
-const SIZE: u32 = 8;
-const TIMES: u32 = 0x10 | 0x20;
-const TIMES_SET: u32 = 0x80 | 0x100;
-
-/// See the module.
-pub const RULES: &[Rule] = &[
-    Rule {
-        name: "a fid is an object",
-        reason: "QEMU's fid is a path: after an unlink or a replacement it names nothing or a stranger; \
-                 ours stays with its object",
-        allow: Allow::Answers(|context, _, _| {
-            World::used(context.step)
-                .iter()
-                .any(|fid| context.world.stale(*fid))
-        }),
-    },
-    Rule {
-        name: "Tlcreate leaves an existing file as it is",
-        reason: "without O_EXCL QEMU gives a file that is there already a new owner and mode, and unlinks it when \
-                 that fails",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Lcreate { fid, name, flags, .. } if flags & libc::O_EXCL as u32 == 0 => {
-                let path = context.world.entry(*fid, name);
-                path.is_some_and(|path| context.world.meta(Side::Right, &path).is_some())
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a file keeps its type",
-        reason: "in the mapped modes QEMU stores the type bits of a chmod as they come, absent or wrong, and the \
-                 file is of another type from then on, or of none",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Setattr { valid, mode, .. } if context.mode.mapped() && valid & MODE != 0 => context
-                .guest_mode
-                .is_some_and(|old| (old ^ mode) & libc::S_IFMT != 0),
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "an xattr may be empty",
-        reason: "QEMU removes an xattr that is set to nothing",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Xattrcreate {
-                name, size: 0, flags, ..
-            } => flags & libc::XATTR_REPLACE as u32 == 0 && !name.0.starts_with(b"system.posix_acl_"),
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "security.* and trusted.* are kept",
-        reason: "QEMU refuses them with EOPNOTSUPP",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Xattrcreate { name, .. } | Step::Xattrwalk { name, .. } => {
-                name.0.starts_with(b"security.") || name.0.starts_with(b"trusted.")
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a fid of an xattr is nothing else",
-        reason: "QEMU goes on to answer what is asked of the file; no client asks, and an illegal state is an error",
-        allow: Allow::Answers(|context, _, ours| {
-            let xattr = |fid: &u32| context.world.fids.get(fid).is_some_and(|fid| fid.xattr);
-            World::used(context.step).iter().any(xattr) && ours.error() == Some(libc::EINVAL)
-        }),
-    },
-    Rule {
-        name: "a newfid in use is said first",
-        reason: "of two errors QEMU reports the file's, we the client's, before the host is asked",
-        allow: Allow::Answers(|context, theirs, ours| match context.step {
-            Step::Walk { fid, newfid, .. } | Step::Xattrwalk { fid, newfid, .. } => {
-                let used = context
-                    .world
-                    .fids
-                    .get(newfid)
-                    .is_some_and(|known| fid != newfid || known.open);
-                used && ours.error() == Some(libc::EINVAL) && !matches!(theirs, Answer::Size(_))
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "only a regular file has a size",
-        reason: "to truncate anything else fails in both; truncate(2) says EINVAL, and EISDIR of a directory, QEMU \
-                 what opening it gives (ELOOP, ENXIO) or ftruncate(2) of a directory (EINVAL)",
-        allow: Allow::Answers(|context, theirs, ours| match context.step {
-            Step::Setattr { valid, .. } if valid & SIZE != 0 => {
-                let opened = matches!(theirs.error(), Some(libc::ELOOP | libc::ENXIO | libc::EINVAL));
-                opened && matches!(ours.error(), Some(libc::EINVAL | libc::EISDIR))
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a symlink's mode cannot change",
-        reason: "chmod of a host symlink fails in both; the kernel says EOPNOTSUPP, QEMU ELOOP",
-        allow: Allow::Answers(|context, theirs, ours| match context.step {
-            Step::Setattr { valid, .. } if valid & MODE != 0 => {
-                theirs.error() == Some(libc::ELOOP) && ours.error() == Some(libc::EOPNOTSUPP)
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a directory is not written",
-        reason: "QEMU does not look at the flags that a directory is opened with; open(2) says EISDIR",
-        allow: Allow::Answers(|context, _, ours| match context.step {
-            Step::Lopen { .. } => ours.error() == Some(libc::EISDIR),
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a write-back to an appending fid is positioned",
-        reason: "QEMU appends whatever the offset, also a page that the guest's cache sends back",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Write { fid, offset, .. } | Step::Fill { fid, offset, .. } => {
-                context.world.fids.get(fid).is_some_and(|fid| {
-                    let flags = (libc::O_RDWR | libc::O_APPEND) as u32;
-                    let size = context.world.meta(Side::Right, &fid.path).map(|meta| meta.len());
-                    fid.flags & flags == flags && size != Some(*offset)
-                })
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a name too long is said first",
-        reason: "of two errors QEMU reports the fid's, we the name's, which is checked before anything is looked up",
-        allow: Allow::Answers(|_, theirs, ours| {
-            ours.error() == Some(libc::ENAMETOOLONG) && theirs.error().is_some()
-        }),
-    },
-    Rule {
-        name: "statfs opens nothing",
-        reason: "QEMU opens the object, and so fails at symlinks and special files",
-        allow: Allow::Answers(|context, theirs, ours| {
-            matches!(context.step, Step::Statfs { .. })
-                && matches!(ours, Answer::Statfs(_))
-                && matches!(theirs.error(), Some(libc::ELOOP | libc::ENXIO))
-        }),
-    },
-    Rule {
-        name: "Tremove and Trename of an object with several names",
-        reason: "a fid is an object; of its names the one is meant that was last walked to by any fid. Linux names \
-                 what it removes and renames (Tunlinkat, Trenameat)",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Remove { fid } | Step::Rename { fid, .. } => {
-                context.world.fids.get(fid).is_some_and(|fid| {
-                    let meta = context.world.meta(Side::Right, &fid.path);
-                    meta.is_some_and(|meta| !meta.is_dir() && meta.nlink() > 1)
-                })
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a fid is an object, and no other is changed",
-        reason: "as above; where a stranger has the name, QEMU changes or shows the stranger",
-        allow: Allow::Effect(|context, theirs, _| {
-            let by_descriptor = matches!(
-                context.step,
-                Step::Read { .. }
-                    | Step::Write { .. }
-                    | Step::Fill { .. }
-                    | Step::Fsync { .. }
-                    | Step::Getattr { .. }
-                    | Step::Readdir { .. }
-                    | Step::Clunk { .. }
-            );
-            let stale = World::used(context.step)
-                .iter()
-                .any(|fid| context.world.stale(*fid));
-            !by_descriptor && stale && theirs.error().is_none()
-        }),
-    },
-    Rule {
-        name: "an xattr's bytes may come in any order",
-        reason: "QEMU adds the lengths up and refuses the value when one byte was written twice",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Write { fid, offset, .. } | Step::Fill { fid, offset, .. } => {
-                let fid = context.world.fids.get(fid);
-                fid.is_some_and(|fid| fid.xattr && fid.written != *offset)
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a file is truncated whatever its fid was opened for",
-        reason: "QEMU passes a fid open for reading to ftruncate(2), which says EINVAL; the guest has checked, and \
-                 Linux may choose any fid of the file",
-        allow: Allow::Answers(|context, theirs, ours| match context.step {
-            Step::Setattr { fid, valid, .. } if valid & SIZE != 0 => {
-                let reading =
-                    |fid: &Fid| fid.open && fid.flags & libc::O_ACCMODE as u32 == libc::O_RDONLY as u32;
-                let reading = context.world.fids.get(fid).is_some_and(reading);
-                reading && theirs.error() == Some(libc::EINVAL) && *ours == Answer::Done
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "an open fid's file can be renamed",
-        reason: "QEMU refuses it with EINVAL before it looks at the rest",
-        allow: Allow::Answers(|context, theirs, _| match context.step {
-            Step::Rename { fid, .. } => {
-                let open = context.world.fids.get(fid).is_some_and(|fid| fid.open);
-                open && theirs.error() == Some(libc::EINVAL)
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "only a directory has . and ..",
-        reason: "QEMU cuts the last name off its path for \"..\", whatever it names, and none for \".\"; POSIX says \
-                 ENOTDIR",
-        allow: Allow::Answers(|context, _, _| match context.step {
-            Step::Walk { fid, names, .. } => up_from_file(context.world, *fid, names),
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "the root is busy",
-        reason: "to remove or rename the root fails in both; rmdir(2) and rename(2) say EBUSY of a root, QEMU EINVAL \
-                 or ENOTEMPTY, which it gets for the name \".\"",
-        allow: Allow::Answers(|context, theirs, ours| match context.step {
-            Step::Remove { fid } | Step::Rename { fid, .. } => {
-                let root = context.world.fids.get(fid).is_some_and(|fid| fid.path.is_empty());
-                root && theirs.error().is_some() && ours.error() == Some(libc::EBUSY)
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "squash has ACLs",
-        reason: "QEMU has none in its mode none; a guest without the mount option posixacl does not ask for them",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Xattrcreate { name, .. } | Step::Xattrwalk { name, .. } => {
-                context.mode == Mode::Squash && name.0.starts_with(b"system.posix_acl_")
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a write clears set-id bits",
-        reason: "QEMU writes with CAP_FSETID, so that a guest's user keeps them on a file that he changes \
-                 (CVE-2023-1386)",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Write { .. } | Step::Fill { .. } => context.set_id(),
-            Step::Setattr { valid, .. } => valid & SIZE != 0 && context.set_id(),
-            Step::Lopen { flags, .. } => flags & libc::O_TRUNC as u32 != 0 && context.set_id(),
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "Tsetattr sets the size first",
-        reason: "a new size moves mtime, so QEMU, which sets times first, loses the time that the same request sets",
-        allow: Allow::Leave(|context| match context.step {
-            Step::Setattr { valid, .. } => valid & SIZE != 0 && valid & TIMES_SET != 0,
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "a failing Tsetattr of several attributes",
-        reason: "QEMU changes mode, times, owner, size in this order and stops at an error; we begin with the size, \
-                 which fails most often",
-        allow: Allow::Effect(|context, _, ours| match context.step {
-            Step::Setattr { valid, .. } if ours.error().is_some() => {
-                [MODE, OWNER, SIZE, TIMES]
-                    .iter()
-                    .filter(|group| valid & **group != 0)
-                    .count()
-                    > 1
-            }
-            _ => false,
-        }),
-    },
-    Rule {
-        name: "the host's symlinks can be read",
-        reason: "in the mapped modes QEMU reads a symlink's target from a file, and fails with ELOOP at a real one",
-        allow: Allow::Answers(|context, theirs, _| {
-            context.mode.mapped()
-                && matches!(context.step, Step::Readlink { .. })
-                && theirs.error() == Some(libc::ELOOP)
-        }),
-    },
-    Rule {
-        name: "only a symlink has a target",
-        reason: "in the mapped modes QEMU reads any file as if it were one; readlink(2) says EINVAL",
-        allow: Allow::Answers(|context, _, ours| {
-            let readlink = matches!(context.step, Step::Readlink { .. });
-            context.mode.mapped() && readlink && ours.error() == Some(libc::EINVAL)
-        }),
-    },
-    Rule {
-        name: "what the host made can be renamed and linked",
-        reason: "in mapped-file QEMU fails with ENOENT where a directory has no metadata yet",
-        allow: Allow::Answers(|context, theirs, _| {
-            context.mode == Mode::MappedFile
-                && matches!(
-                    context.step,
-                    Step::Rename { .. } | Step::Renameat { .. } | Step::Link { .. }
-                )
-                && theirs.error() == Some(libc::ENOENT)
-        }),
-    },
-    Rule {
-        name: "a listing tells types",
-        reason: "QEMU says DT_UNKNOWN in the mapped modes",
-        allow: Allow::Field("d_type", |context| context.mode.mapped()),
-    },
-    Rule {
-        name: "st_blksize is the host's",
-        reason: "QEMU gives the iounit",
-        allow: Allow::Field("blksize", |_| true),
-    },
-    Rule {
-        name: "f_bsize is the host's",
-        reason: "QEMU gives a multiple near msize, and rounds the block counts",
-        allow: Allow::Field("bsize", |_| true),
-    },
-];
-
-/// Whether `names` lead over `.` or `..` of something that is there and is no directory.
-fn up_from_file(world: &World, fid: u32, names: &[Bytes]) -> bool {
-    let Some(mut path) = world.fids.get(&fid).map(|fid| fid.path.clone()) else {
-        return false;
-    };
-    for name in names {
-        if name.is("..") || name.is(".") {
-            if world.meta(Side::Right, &path).is_some_and(|meta| !meta.is_dir()) {
-                return true;
-            }
-            if name.is("..") {
-                path.pop();
-            }
-        } else {
-            path.push(name.clone());
-        }
-    }
-    false
 }
 
 /// The rule that leaves this step out.
@@ -445,7 +98,8 @@ pub fn needs_mode(step: &Step) -> Option<u32> {
         Step::Setattr { fid, .. }
         | Step::Write { fid, .. }
         | Step::Fill { fid, .. }
-        | Step::Lopen { fid, .. } => Some(*fid),
+        | Step::Lopen { fid, .. }
+        | Step::Readlink { fid } => Some(*fid),
         _ => None,
     }
 }
