@@ -1,6 +1,7 @@
 //! The table of deliberate differences from QEMU. A rule is as narrow as it can be told from the step, the state of
 //! the tree and the two answers.
 
+use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
 use crate::ask::Answer;
@@ -266,10 +267,25 @@ pub const RULES: &[Rule] = &[
         }),
     },
     Rule {
-        name: "Tsetattr sets the size first",
-        reason: "a new size moves mtime, so QEMU, which sets times first, loses the time that the same request sets",
+        name: "the mode that Tsetattr asks for is the mode after it",
+        reason: "QEMU sets it before the owner, and chown(2) then drops set-id bits that the request has",
         allow: Allow::Leave(|context| match context.step {
-            Step::Setattr { valid, .. } => valid & SIZE != 0 && valid & TIMES_SET != 0,
+            Step::Setattr { valid, mode, .. } => {
+                valid & MODE != 0 && valid & OWNER != 0 && mode & 0o6000 != 0 && !context.mode.mapped()
+            }
+            _ => false,
+        }),
+    },
+    Rule {
+        name: "Tsetattr sets times last",
+        reason: "a new size moves mtime, and in mapped-file the root's first metadata moves the root's; QEMU sets \
+                 times before both and so loses the time that the same request sets",
+        allow: Allow::Leave(|context| match context.step {
+            Step::Setattr { fid, valid, .. } => {
+                let root = context.world.fids.get(fid).is_some_and(|fid| fid.path.is_empty());
+                let kept = context.mode == Mode::MappedFile && root && valid & (MODE | OWNER) != 0;
+                valid & TIMES_SET != 0 && (valid & SIZE != 0 || kept)
+            }
             _ => false,
         }),
     },
@@ -343,6 +359,22 @@ pub const RULES: &[Rule] = &[
         }),
     },
     Rule {
+        name: "metadata left behind is not written to",
+        reason: "in mapped-file, where the host removed one of two names, QEMU writes a new file's metadata into \
+                 what the other name still has",
+        allow: Allow::Leave(|context| {
+            let new = match context.step {
+                Step::Lcreate { fid: dfid, name, .. }
+                | Step::Mkdir { dfid, name, .. }
+                | Step::Mknod { dfid, name, .. }
+                | Step::Symlink { dfid, name, .. } => context.world.entry(*dfid, name),
+                _ => None,
+            };
+            let shared = |path| metadata(context.world, path).is_some_and(|meta| meta.nlink() > 1);
+            context.mode == Mode::MappedFile && new.is_some_and(shared)
+        }),
+    },
+    Rule {
         name: "what the host made can be renamed and linked",
         reason: "in mapped-file QEMU fails with ENOENT where a directory has no metadata yet, else leaves an empty \
                  directory for it, or the metadata of a file that was replaced; and two names of a file without \
@@ -357,7 +389,8 @@ pub const RULES: &[Rule] = &[
                 } => context.world.entry(*olddirfid, oldname),
                 _ => None,
             };
-            context.mode == Mode::MappedFile && source.is_some_and(|path| by_host(context.world, path))
+            context.mode == Mode::MappedFile
+                && source.is_some_and(|path| metadata(context.world, path).is_none())
         }),
     },
     Rule {
@@ -427,9 +460,9 @@ fn up_from_file(world: &World, fid: u32, names: &[Bytes]) -> bool {
     false
 }
 
-/// Whether mapped-file keeps nothing about what is at `path`.
-fn by_host(world: &World, mut path: Vec<Bytes>) -> bool {
-    let Some(name) = path.pop() else { return false };
+/// The file in which mapped-file keeps what it knows about `path`.
+fn metadata(world: &World, mut path: Vec<Bytes>) -> Option<Metadata> {
+    let name = path.pop()?;
     path.extend([Bytes::from(".virtfs_metadata"), name]);
-    world.meta(Side::Right, &path).is_none()
+    world.meta(Side::Right, &path)
 }
