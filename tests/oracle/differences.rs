@@ -359,9 +359,9 @@ pub const RULES: &[Rule] = &[
         }),
     },
     Rule {
-        name: "metadata left behind is not written to",
-        reason: "in mapped-file, where the host removed one of two names, QEMU writes a new file's metadata into \
-                 what the other name still has",
+        name: "metadata left behind is not taken over",
+        reason: "in mapped-file, where the host removed a file, QEMU writes a new file's metadata into what is left: \
+                 a device number stays, and what another name of the old file shares changes with it",
         allow: Allow::Leave(|context| {
             let new = match context.step {
                 Step::Lcreate { fid: dfid, name, .. }
@@ -370,8 +370,8 @@ pub const RULES: &[Rule] = &[
                 | Step::Symlink { dfid, name, .. } => context.world.entry(*dfid, name),
                 _ => None,
             };
-            let shared = |path| metadata(context.world, path).is_some_and(|meta| meta.nlink() > 1);
-            context.mode == Mode::MappedFile && new.is_some_and(shared)
+            let left = |path| metadata(context.world, path).is_some();
+            context.mode == Mode::MappedFile && new.is_some_and(left)
         }),
     },
     Rule {
