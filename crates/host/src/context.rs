@@ -9,7 +9,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::attr::{Attr, FileType, Identity, Time};
+use crate::attr::{Attr, Caller, FileType, Identity, Time};
 use crate::creds;
 use crate::identity::{self, Devices};
 use crate::name::Name;
@@ -29,6 +29,8 @@ pub struct Context {
     root_key: (u64, u64),
     caps: Caps,
     fsetid: bool,
+    /// This process's user and group.
+    own: (u32, u32),
 }
 
 impl Context {
@@ -52,12 +54,20 @@ impl Context {
             root_key,
             caps,
             fsetid,
+            own: sys::cred::fs_ids(),
         })
     }
 
     /// An `O_PATH` descriptor of the shared directory.
     pub fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
+    }
+
+    /// Whether what this thread makes belongs to `owner` anyway: it is this process's user, and the thread has not
+    /// taken another's place. An id of `u32::MAX` is anybody's.
+    pub fn is_self(&self, owner: Caller) -> bool {
+        let (uid, gid) = self.own;
+        [uid, u32::MAX].contains(&owner.uid) && [gid, u32::MAX].contains(&owner.gid) && !creds::switched()
     }
 
     /// `/proc/self/fd`.

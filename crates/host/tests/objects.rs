@@ -534,3 +534,66 @@ fn rename_link_and_unlink_work_and_tell_why_not() {
         assert_eq!(std::fs::read_dir(&f.dir).unwrap().count(), 0);
     }
 }
+
+#[test]
+fn a_new_file_of_our_own_gets_group_and_mode_whatever_its_directory_passes_on() {
+    if !is_root() {
+        return;
+    }
+    for model in BOTH {
+        let f = Fixture::new(model);
+        let who = Caller { uid: 0, gid: 0 };
+        // Set-group-id: the directory's group would be the file's.
+        let dir = f.dir.join("shared");
+        std::fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::chown(&dir, None, Some(4321)).unwrap();
+        std::fs::set_permissions(&dir, PermissionsExt::from_mode(0o2777)).unwrap();
+        // A default ACL: user::rwx group::r-x other::--- would take bits away.
+        let limited = f.dir.join("limited");
+        std::fs::create_dir(&limited).unwrap();
+        let acl: Vec<u8> =
+            [(1u16, 7u16), (4, 5), (0x20, 0)]
+                .iter()
+                .fold(vec![2, 0, 0, 0], |mut all, (tag, bits)| {
+                    all.extend(tag.to_le_bytes());
+                    all.extend(bits.to_le_bytes());
+                    all.extend(u32::MAX.to_le_bytes());
+                    all
+                });
+        let node = f.walk("limited");
+        f.share
+            .set_xattr(who, &node.object(), c"system.posix_acl_default", &acl, 0)
+            .unwrap();
+        for (parent, mode) in [
+            ("shared", 0o664),
+            ("shared", 0o6755),
+            ("limited", 0o666),
+            ("limited", 0o604),
+        ] {
+            let parent = f.walk(parent);
+            for caller in [
+                who,
+                Caller {
+                    uid: u32::MAX,
+                    gid: 0,
+                },
+            ] {
+                let name = name("file");
+                let (_, file, id) = f
+                    .share
+                    .create(caller, &parent.object(), &name, libc::O_RDWR | libc::O_EXCL, mode)
+                    .unwrap();
+                assert_eq!(id.file_type, FileType::Regular);
+                let meta = std::fs::File::from(file).metadata().unwrap();
+                assert_eq!((meta.uid(), meta.gid()), (0, 0));
+                assert_eq!(
+                    meta.mode() & 0o7777,
+                    mode,
+                    "{:o} instead of {mode:o}",
+                    meta.mode()
+                );
+                f.share.unlink(who, &parent.object(), &name, false).unwrap();
+            }
+        }
+    }
+}

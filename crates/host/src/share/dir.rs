@@ -23,9 +23,12 @@ impl Positions {
     }
 }
 
+/// The longest record of getdents64(2): 19 bytes, a name of 255, its NUL, padding.
+const ENTRY_MAX: usize = 280;
+
 impl Share {
     /// Lists `dir` (its `file` must be an open directory: EBADF, ENOTDIR) from `cookie` (0: start) until `visit` says
-    /// false or the end. `buf` is the caller's getdents64 buffer (EINVAL when an entry does not fit; 280 bytes
+    /// false, the end, or a place before it that the kernel chose; only the end shows nothing. `buf` is the caller's getdents64 buffer (EINVAL when an entry does not fit; 280 bytes
     /// always hold one). An entry that `visit` refused comes again when the listing goes on at the cookie of the one
     /// before. Entries that vanish meanwhile are skipped; reserved names are hidden. No system call per entry where
     /// the mode maps no types.
@@ -59,6 +62,7 @@ impl Share {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         sys::io::seek(file, cookie)?;
+        let mut shown = false;
         loop {
             let len = sys::io::list(file, buf)?;
             if len == 0 {
@@ -90,6 +94,12 @@ impl Share {
                 if !visit(&entry) {
                     return Ok(());
                 }
+                shown = true;
+            }
+            // The kernel stopped though there was room: most likely the end. The reader will ask once more in any
+            // case and learns it then, so asking the kernel twice helps nobody.
+            if shown && len + ENTRY_MAX <= buf.len() {
+                return Ok(());
             }
         }
     }

@@ -219,7 +219,13 @@ fn run_as(whole: &str, uid: u32, dir: &Path) {
     let temp = tempfile::tempdir_in("/tmp").unwrap();
     std::fs::set_permissions(temp.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let exe = temp.path().join("test");
-    std::fs::copy(std::env::current_exe().unwrap(), &exe).unwrap();
+    // Copied by another process: a child that another test forks at that moment would hold our descriptor for
+    // writing open until its exec, and a file that is open for writing cannot be executed (ETXTBSY).
+    let copied = std::process::Command::new("cp")
+        .arg(std::env::current_exe().unwrap())
+        .arg(&exe)
+        .status();
+    assert!(copied.unwrap().success());
     std::fs::set_permissions(&exe, PermissionsExt::from_mode(0o755)).unwrap();
     let output = std::process::Command::new(&exe)
         .args(["--exact", whole, "--nocapture", "--test-threads=1"])
