@@ -156,8 +156,8 @@ pub const RULES: &[Rule] = &[
     },
     Rule {
         name: "Tremove and Trename of an object with several names",
-        reason: "a fid is an object; of its names the one is meant that was last walked to by any fid. Linux names \
-                 what it removes and renames (Tunlinkat, Trenameat)",
+        reason: "a fid is an object, and which of its names it was walked to by is not kept: EOPNOTSUPP rather than the \
+                 wrong one. Linux names what it removes and renames (Tunlinkat, Trenameat)",
         allow: Allow::Leave(|context| match context.step {
             Step::Remove { fid } | Step::Rename { fid, .. } => {
                 context.world.fids.get(fid).is_some_and(|fid| {

@@ -160,12 +160,18 @@ impl Session {
     }
 
     /// Where the object of a pinned node is: its directory and its name there, checked to lead to this object.
-    /// EBUSY for the root, ESTALE when it is not there any more.
+    /// EBUSY for the root, ESTALE when it is not there any more. EOPNOTSUPP for an object with hard links that was
+    /// walked to by several names: which of them this fid came by is not kept, and another one's must not be taken.
+    /// (Linux names what it removes and renames, and comes here only where that is not supported.)
     pub(crate) fn place(&self, node: u32, uid: u32) -> Result<Place<'_>, Failure> {
         let caller = Caller { uid, gid: NOGID };
-        let (place, same) = self.with(|tables| {
-            let same = tables.nodes.get(node).map(|node| node.same);
-            (tables.nodes.place(node), same)
+        let (place, same, several) = self.with(|tables| {
+            let known = tables.nodes.get(node);
+            let (same, several) = (
+                known.map(|node| node.same),
+                known.is_some_and(|node| node.several),
+            );
+            (tables.nodes.place(node), same, several)
         });
         let (parent, path) = place.ok_or(Failure::new(libc::EBUSY))?;
         let base = self.pin_node(parent, caller)?;
@@ -179,9 +185,19 @@ impl Session {
         };
         let name = Name::new(name).map_err(|_| STALE)?;
         let place = Place { base, dir, name };
-        let (_, id) = self.share.lookup(caller, &place.object(), &name)?;
+        let (found, id) = self.share.lookup(caller, &place.object(), &name)?;
         if Some(Same::of(&id)) != same {
             return Err(STALE);
+        }
+        if several && id.host_type != libc::S_IFDIR {
+            let object = Object {
+                path: found.as_fd(),
+                file: None,
+                host_type: id.host_type,
+            };
+            if self.share.stat(caller, &object)?.nlink > 1 {
+                return Err(Failure::new(libc::EOPNOTSUPP));
+            }
         }
         Ok(place)
     }

@@ -72,6 +72,8 @@ pub(crate) struct Node {
     opens: u32,
     /// Whether it is on the list of those that may be evicted.
     listed: bool,
+    /// Walked to by more than one name, so that `path` need not be the one that a fid was walked to by.
+    pub(crate) several: bool,
     chain: u32,
     newer: u32,
     older: u32,
@@ -179,6 +181,7 @@ impl Nodes {
                 self.touch(number);
                 self.retain(number);
                 if let Some((parent, path)) = from {
+                    self.came_by(number, parent, path);
                     self.name(number, parent, path, dead);
                 }
                 return number;
@@ -199,6 +202,7 @@ impl Nodes {
             pins: 0,
             opens: 0,
             listed: false,
+            several: false,
             chain: NONE,
             newer: NONE,
             older: NONE,
@@ -212,6 +216,13 @@ impl Nodes {
             self.place_at(number, parent, path);
         }
         number
+    }
+
+    /// Notes whether a walk came by another name than the one that is known.
+    fn came_by(&mut self, number: u32, parent: u32, path: &[u8]) {
+        if let Some(node) = self.nodes.get_mut(number) {
+            node.several |= node.parent != parent || !self.bytes.is(node.path, path);
+        }
     }
 
     /// Marks the root.

@@ -186,3 +186,19 @@ fn remove_follows_the_guests_own_renames() {
     f.client.remove(1).unwrap();
     assert!(!f.path("z/moved").exists());
 }
+
+#[test]
+fn remove_and_rename_never_take_another_name_of_the_object() {
+    let mut f = Fixture::new();
+    tree(&f);
+    std::fs::hard_link(f.path("plain"), f.path("other")).unwrap();
+    f.client.walk_all(0, 1, &["plain"]).unwrap();
+    f.client.walk_all(0, 2, &["other"]).unwrap();
+    assert_eq!(f.client.rename(1, 0, "new"), Err(Errno::EOPNOTSUPP));
+    assert_eq!(f.client.remove(1), Err(Errno::EOPNOTSUPP));
+    assert!(f.path("plain").exists() && f.path("other").exists());
+    // By name there is no doubt, and without the other name none either.
+    f.client.unlinkat(0, "plain", 0).unwrap();
+    f.client.remove(2).unwrap();
+    assert!(!f.path("other").exists());
+}
