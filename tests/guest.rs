@@ -24,13 +24,15 @@ use std::time::Duration;
 use backend::Backend;
 use vm::{Vm, sha256, wait_until};
 
-/// Every kind of work, with every cache mode of the client, on one kernel.
-fn all_kinds_of_work(kernel: &str) {
+/// Every kind of work, with every cache mode of the client, on one kernel. One of the two tests has
+/// a second processor, so that requests are also made at the same time.
+fn all_kinds_of_work(kernel: &str, cpus: u32) {
     let backend = Backend::start("passthrough");
     fs::write(backend.share().join("from-the-host"), "written on the host\n").unwrap();
     let probe = vm::compile_probe();
     Vm::on(&backend)
         .kernel(kernel)
+        .cpus(cpus)
         .no_mount()
         .add_tool("fsx")
         .add("tests/guest/fsx.toml")
@@ -69,12 +71,12 @@ fn all_kinds_of_work(kernel: &str) {
 
 #[test]
 fn all_kinds_of_work_on_the_stable_kernel() {
-    all_kinds_of_work("stable");
+    all_kinds_of_work("stable", 1);
 }
 
 #[test]
 fn all_kinds_of_work_on_the_backports_kernel() {
-    all_kinds_of_work("backports");
+    all_kinds_of_work("backports", 2);
 }
 
 /// Runs pjdfstest on the share and on the host's own file system, and compares.

@@ -92,6 +92,10 @@ impl Vm {
         self.option(&["--kernel", name])
     }
 
+    pub fn cpus(self, n: u32) -> Self {
+        self.option(&["--cpus", &n.to_string()])
+    }
+
     pub fn memory(self, size: &str) -> Self {
         self.option(&["--memory", size])
     }
