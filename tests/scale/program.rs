@@ -1,0 +1,176 @@
+//! The program behind its socket, requests of the tests' own tags, and host locks.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use testkit::vhost_user::PATIENCE;
+use testkit::{Machine, MachineOptions, RingOptions, Vmm};
+use wire::{Rmessage, Tmessage};
+
+/// A user that owns nothing here.
+pub const STRANGER: u32 = 12345;
+
+/// A running program, ended with the value.
+pub struct Program {
+    base: TempDir,
+    child: Child,
+}
+
+/// The variable's number, or `default`.
+pub fn number(variable: &str, default: usize) -> usize {
+    match std::env::var(variable) {
+        Ok(text) => text.parse().expect("a number"),
+        Err(_) => default,
+    }
+}
+
+fn executable() -> PathBuf {
+    let given = std::env::var_os("SCALE_PROGRAM");
+    given.map_or_else(|| env!("CARGO_BIN_EXE_vhost-user-9p").into(), PathBuf::from)
+}
+
+impl Program {
+    /// With whatever this process may do.
+    pub fn start(more: &[&str]) -> Program {
+        Program::run(Command::new, more)
+    }
+
+    /// As a user without capabilities, so without file handles (this process may be none itself).
+    pub fn start_unprivileged(more: &[&str]) -> Program {
+        if !nix::unistd::geteuid().is_root() {
+            return Program::start(more);
+        }
+        let wrap = |program: PathBuf| {
+            let id = STRANGER.to_string();
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups"]);
+            command.args(["--inh-caps=-all", "--bounding-set=-all", "--"]);
+            command.arg(program);
+            command
+        };
+        Program::run(wrap, more)
+    }
+
+    fn run(command: impl FnOnce(PathBuf) -> Command, more: &[&str]) -> Program {
+        let base = tempfile::tempdir().expect("a temporary directory");
+        let share = base.path().join("share");
+        fs::create_dir(&share).expect("mkdir");
+        // The program where a stranger reaches it.
+        let program = base.path().join("program");
+        if fs::hard_link(executable(), &program).is_err() {
+            fs::copy(executable(), &program).expect("copy");
+        }
+        if nix::unistd::geteuid().is_root() {
+            fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
+            for path in [base.path(), &share] {
+                chown(path, Some(STRANGER), Some(STRANGER)).expect("chown");
+            }
+        }
+        let log = File::create(base.path().join("log")).expect("create");
+        let child = command(program)
+            .arg("--socket-path")
+            .arg(base.path().join("socket"))
+            .arg("--shared-dir")
+            .arg(&share)
+            .args(["--security-model", "squash"])
+            .args(more)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        let mut program = Program { base, child };
+        let end = Instant::now() + PATIENCE;
+        while !program.socket().exists() {
+            let ended = program.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "it ended with {ended:?}");
+            assert!(Instant::now() < end, "no socket");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        program
+    }
+
+    pub fn share(&self) -> PathBuf {
+        self.base.path().join("share")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.base.path().join("socket")
+    }
+
+    /// A machine with a ring of 128 and payloads of up to `payload` bytes.
+    pub fn boot(&self, payload: usize) -> Machine {
+        let options = MachineOptions {
+            ring: RingOptions {
+                size: 128,
+                ..RingOptions::default()
+            },
+            payload,
+            ..MachineOptions::new(Vmm::Qemu)
+        };
+        Machine::boot(&self.socket(), &options).expect("the machine boots")
+    }
+
+    /// Descriptors of the program.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.child.id());
+        fs::read_dir(path).expect("procfs").count()
+    }
+
+    /// Resident anonymous memory of the program, bytes; the guest's memory is not in it.
+    pub fn resident(&self) -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("procfs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line
+            .and_then(|line| line.split_whitespace().next())
+            .expect("RssAnon");
+        kib.parse::<usize>().expect("a number") << 10
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.base.path().join("log")).unwrap_or_default();
+            let from = log.len().saturating_sub(4000);
+            eprintln!(
+                "--- the end of the program's log\n{}---",
+                log.get(from..).unwrap_or(&log)
+            );
+        }
+    }
+}
+
+/// The message's bytes.
+pub fn frame<'a>(message: impl Into<Tmessage<'a>>, tag: u16) -> Vec<u8> {
+    let mut bytes = vec![0; 512];
+    let len = message.into().encode(tag, &mut bytes).expect("it fits");
+    bytes.truncate(len);
+    bytes
+}
+
+/// The reply to the request with `tag`.
+pub fn answer(reply: &[u8], tag: u16) -> Rmessage<'_> {
+    let (of, message) = Rmessage::decode(reply).unwrap_or_else(|error| panic!("{error:?} of {reply:?}"));
+    assert_eq!(of, tag, "{message:?}");
+    message
+}
+
+/// Takes or drops a lock on `len` bytes (0: all), as another program on the host does; whether it could.
+pub fn host_lock(file: &File, kind: i32, start: u64, len: u64) -> bool {
+    let lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: start as libc::off_t,
+        l_len: len as libc::off_t,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open and `lock` is a valid flock for the duration of the call.
+    unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) == 0 }
+}
