@@ -131,7 +131,8 @@ fn run(args: &Args) -> Result<(), String> {
             Station::start(peer, &known, directory.path()).map_err(|why| format!("{name}: {why}"))?;
         if let Station::Ours(backend) = &station {
             facts.push(format!(
-                "{name}: socket taken {:.1} ms after the start, {} KiB of its own memory in a session",
+                "{name}: socket taken {:.1} ms after the start; {} KiB of its own memory in a session; processor time: idle \
+                 {idle:.3} %, asked 100 times a second {rare:.2} %",
                 backend.ready_ms,
                 backend.private_kib().unwrap_or(0)
             ));

@@ -15,7 +15,7 @@ use testkit::ring::{Ring, RingOptions};
 
 use crate::bare::Bare;
 use crate::engine::{self, Run};
-use crate::work::{Drive, Work};
+use crate::work::{Act, Drive, Work};
 use crate::work_9p;
 use crate::work_fuse::{self, Mounted};
 
@@ -120,6 +120,38 @@ fn start_backend(mut command: Command, queue: u32, ring: RingOptions) -> Result<
 }
 
 impl Backend {
+    /// Nanoseconds of processor time that all threads of the process have had.
+    fn processor_ns(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.process.child.id()));
+        let one = |task: io::Result<fs::DirEntry>| {
+            let text = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse::<u64>().ok()
+        };
+        tasks.map(|tasks| tasks.filter_map(one).sum()).unwrap_or(0)
+    }
+
+    /// Share of one processor, in percent, that the process takes while nobody asks, and while it is asked for the
+    /// attributes of a file 100 times a second.
+    pub fn rest(&mut self) -> Result<(f64, f64), String> {
+        const SPAN: Duration = Duration::from_secs(2);
+        let percent = |ns: u64, span: Duration| ns as f64 / span.as_nanos() as f64 * 100.0;
+        sleep(Duration::from_millis(100));
+        let before = self.processor_ns();
+        sleep(SPAN);
+        let idle = percent(self.processor_ns() - before, SPAN);
+        let (begin, before) = (Instant::now(), self.processor_ns());
+        while begin.elapsed() < SPAN {
+            let mark = self.memory.mark();
+            let lanes = work_9p::lanes(&mut self.ring, &self.memory, &[Act::Getattr])?;
+            for exchange in lanes.into_iter().flat_map(|lane| lane.exchanges) {
+                engine::once(&mut self.ring, exchange)?;
+            }
+            self.memory.reset(&mark);
+            sleep(Duration::from_millis(10));
+        }
+        Ok((idle, percent(self.processor_ns() - before, begin.elapsed())))
+    }
+
     /// Bytes of the process's resident memory that are its own (not the guest's).
     pub fn private_kib(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).ok()?;
