@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, ValueEnum};
 use host::idmap::{IdPair, IdRange, IdSpan};
+use server::Limits;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -144,6 +145,29 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(256..), help_heading = WORK)]
     pub rlimit_nofile: Option<u64>,
 
+    /// Most fids of the guest, ENFILE beyond
+    ///
+    /// One per open file and, with cache=loose, one per file name in the guest's cache. Each takes some 200 bytes.
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_fids, value_parser = at_least::<1>,
+          help_heading = LIMITS)]
+    pub max_fids: usize,
+
+    /// Most extended attributes being read or written, ENOSPC beyond; 0: any number
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_xattr_fids, help_heading = LIMITS)]
+    pub max_xattr_fids: usize,
+
+    /// Most bytes of values of these, ENOSPC beyond
+    ///
+    /// At least 65536, the largest value that Linux allows.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_xattr_bytes,
+          value_parser = at_least::<65536>, help_heading = LIMITS)]
+    pub max_xattr_bytes: usize,
+
+    /// Most byte ranges that the guest has locked, ENOLCK beyond
+    #[arg(long, value_name = "N", default_value_t = Limits::default().max_locks, value_parser = at_least::<2>,
+          help_heading = LIMITS)]
+    pub max_locks: usize,
+
     /// What to tell on stderr
     ///
     /// The environment variable RUST_LOG has precedence.
@@ -158,6 +182,7 @@ pub struct Args {
 const SHARE: &str = "The share";
 const FILES: &str = "Files";
 const IDS: &str = "Users and groups";
+const LIMITS: &str = "Limits, which no honest guest meets";
 const WORK: &str = "Operation";
 
 /// `--security-model`, QEMU's names and libvirt's.
@@ -220,6 +245,14 @@ fn permissions(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(digits, 8) {
         Ok(mode) if mode <= 0o777 && !digits.starts_with('+') => Ok(mode),
         _ => Err("it takes octal permissions such as 644 or 0644".to_string()),
+    }
+}
+
+/// A number that is not too small to work with.
+fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if number >= LEAST => Ok(number),
+        _ => Err(format!("it takes a number of at least {LEAST}")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
 use host::{CheckAccess, IdMaps, IdOptions, MultiDevs, SecurityModel, ShareOptions};
+use server::Limits;
 
 use crate::args::{Args, Checks, Devices, Model};
 
@@ -40,6 +41,8 @@ pub struct Config {
     pub share: ShareOptions,
     /// The device.
     pub device: DeviceOptions,
+    /// What a guest may make grow; the descriptors are set when the process's limit is known.
+    pub limits: Limits,
     /// `--rlimit-nofile`
     pub rlimit_nofile: Option<u64>,
 }
@@ -87,6 +90,13 @@ impl Config {
                 tag: args.tag.clone().into_bytes(),
                 io_threads: usize::from(args.io_threads),
                 poll_max: Duration::from_micros(args.poll_us),
+            },
+            limits: Limits {
+                max_fids: args.max_fids,
+                max_xattr_fids: args.max_xattr_fids,
+                max_xattr_bytes: args.max_xattr_bytes,
+                max_locks: args.max_locks,
+                ..Limits::default()
             },
             rlimit_nofile: args.rlimit_nofile,
         })

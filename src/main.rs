@@ -118,7 +118,7 @@ fn run(config: Config) -> Result<(), Failure> {
     announce(&config, file.as_deref());
     let session_limits = Limits {
         fd_budget: limits::session_descriptors(descriptors),
-        ..Limits::default()
+        ..config.limits
     };
     let result = device::serve(
         listener,

@@ -10,5 +10,6 @@
 mod fids;
 mod flight;
 mod flush;
+mod limits;
 mod program;
 mod restart;

@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -15,10 +16,14 @@ use wire::{Rmessage, Tmessage};
 /// A user that owns nothing here.
 pub const STRANGER: u32 = 12345;
 
+/// One test at a time: each of them keeps two processors busy, and several would measure each other.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// A running program, ended with the value.
 pub struct Program {
     base: TempDir,
     child: Child,
+    _turn: MutexGuard<'static, ()>,
 }
 
 /// The variable's number, or `default`.
@@ -57,6 +62,7 @@ impl Program {
     }
 
     fn run(command: impl FnOnce(PathBuf) -> Command, more: &[&str]) -> Program {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let base = tempfile::tempdir().expect("a temporary directory");
         let share = base.path().join("share");
         fs::create_dir(&share).expect("mkdir");
@@ -83,7 +89,11 @@ impl Program {
             .stderr(log)
             .spawn()
             .expect("the program starts");
-        let mut program = Program { base, child };
+        let mut program = Program {
+            base,
+            child,
+            _turn: turn,
+        };
         let end = Instant::now() + PATIENCE;
         while !program.socket().exists() {
             let ended = program.child.try_wait().expect("wait");

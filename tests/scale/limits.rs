@@ -1,0 +1,89 @@
+//! The limits that have options: each with its errno, and room again when something is given back.
+
+use std::fs;
+
+use testkit::{Errno, Machine};
+use wire::*;
+
+use crate::program::Program;
+
+fn machine(program: &Program) -> Machine {
+    fs::write(program.share().join("file"), "content").expect("write");
+    program.boot(4096)
+}
+
+#[test]
+fn fids() {
+    let program = Program::start(&["--max-fids", "100"]);
+    let client = &mut machine(&program).client;
+    for fid in 1..100 {
+        client.clone_fid(0, fid).expect("clone");
+    }
+    assert_eq!(client.clone_fid(0, 100), Err(Errno::ENFILE));
+    assert_eq!(client.walk(0, 100, &["file"]), Err(Errno::ENFILE));
+    assert_eq!(client.attach(100, NONUNAME), Err(Errno::ENFILE));
+    client.stat(99).expect("the others live on");
+    client.clunk(7).expect("clunk");
+    client.clone_fid(0, 100).expect("room again");
+}
+
+#[test]
+fn xattrs() {
+    let program = Program::start(&["--max-xattr-fids", "3"]);
+    let client = &mut machine(&program).client;
+    for fid in 1..=4 {
+        client.walk_all(0, fid, &["file"]).expect("walk");
+    }
+    for fid in 1..=3 {
+        client.xattrcreate(fid, "user.a", 1, 0).expect("xattrcreate");
+    }
+    assert_eq!(client.xattrcreate(4, "user.a", 1, 0), Err(Errno::ENOSPC));
+    assert_eq!(client.xattrwalk(4, 5, ""), Err(Errno::ENOSPC));
+    client.stat(4).expect("still the file's");
+    assert_eq!(client.write(1, 0, b"1"), Ok(1));
+    client.clunk(1).expect("set");
+    assert_eq!(client.xattrwalk(4, 5, "user.a"), Ok(1));
+}
+
+#[test]
+fn bytes_of_xattrs() {
+    let program = Program::start(&["--max-xattr-fids", "0", "--max-xattr-bytes", "65536"]);
+    let client = &mut machine(&program).client;
+    for fid in 1..=3 {
+        client.walk_all(0, fid, &["file"]).expect("walk");
+    }
+    client.xattrcreate(1, "user.a", 65_000, 0).expect("xattrcreate");
+    assert_eq!(client.xattrcreate(2, "user.b", 1000, 0), Err(Errno::ENOSPC));
+    client.xattrcreate(3, "user.c", 536, 0).expect("what is left");
+}
+
+#[test]
+fn locks() {
+    let program = Program::start(&["--max-locks", "10"]);
+    let client = &mut machine(&program).client;
+    client.walk_all(0, 1, &["file"]).expect("walk");
+    client.lopen(1, P9_DOTL_RDWR).expect("open");
+    let lock = |start: u64, kind| Tlock {
+        fid: 1,
+        kind,
+        flags: 0,
+        start,
+        length: 1,
+        proc_id: 1,
+        client_id: b"guest",
+    };
+    let mut taken = 0;
+    let error = loop {
+        match client.lock(&lock(taken * 10, P9_LOCK_TYPE_WRLCK)) {
+            Ok(status) => assert_eq!(status, P9_LOCK_SUCCESS),
+            Err(error) => break error,
+        }
+        taken += 1;
+        assert!(taken <= 10);
+    };
+    assert_eq!(error, Errno::ENOLCK);
+    // A lock in the middle of another needs room for three, hence one less than it says.
+    assert!(taken >= 9);
+    assert_eq!(client.lock(&lock(0, P9_LOCK_TYPE_UNLCK)), Ok(P9_LOCK_SUCCESS));
+    assert_eq!(client.lock(&lock(1000, P9_LOCK_TYPE_WRLCK)), Ok(P9_LOCK_SUCCESS));
+}
