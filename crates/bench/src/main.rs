@@ -127,9 +127,10 @@ fn run(args: &Args) -> Result<(), String> {
     let mut stations = Vec::new();
     for (name, peer) in &peers {
         eprintln!("starting {name}");
-        let station =
+        let mut station =
             Station::start(peer, &known, directory.path()).map_err(|why| format!("{name}: {why}"))?;
-        if let Station::Ours(backend) = &station {
+        if let Station::Ours(backend) = &mut station {
+            let (idle, rare) = backend.rest()?;
             facts.push(format!(
                 "{name}: socket taken {:.1} ms after the start; {} KiB of its own memory in a session; processor time: idle \
                  {idle:.3} %, asked 100 times a second {rare:.2} %",
