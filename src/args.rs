@@ -139,6 +139,13 @@ pub struct Args {
           help_heading = WORK)]
     pub io_threads: u16,
 
+    /// Whether system calls on the directory may hang
+    ///
+    /// As on network file systems and FUSE. Then every request that needs one goes to --io-threads, so that one that
+    /// hangs does not hold up the others; costs some time for each.
+    #[arg(long, value_name = "WHETHER", default_value = "auto", help_heading = WORK)]
+    pub may_hang: Hangs,
+
     /// Most open descriptors, at most the hard limit [default: the hard limit]
     ///
     /// The guest is not limited by it: files beyond it are reopened when they are used.
@@ -220,6 +227,17 @@ pub enum Checks {
     /// Each request is also done as the host's user with that number, so that the guest can do no more than that
     /// user could. Needs CAP_SETUID and CAP_SETGID
     Host,
+}
+
+/// `--may-hang`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Hangs {
+    /// Yes, once a file of a network, cluster or FUSE file system was seen
+    Auto,
+    /// Yes
+    Always,
+    /// No
+    Never,
 }
 
 /// `--log-level`.

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
-use host::{CheckAccess, IdMaps, IdOptions, MultiDevs, SecurityModel, ShareOptions};
+use host::{CheckAccess, IdMaps, IdOptions, MayHang, MultiDevs, SecurityModel, ShareOptions};
 use server::Limits;
 
-use crate::args::{Args, Checks, Devices, Model};
+use crate::args::{Args, Checks, Devices, Hangs, Model};
 
 /// Longest path that fits `sockaddr_un`, without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -82,6 +82,11 @@ impl Config {
         share.check_access = match args.check_access {
             Checks::Guest => CheckAccess::Guest,
             Checks::Host => CheckAccess::Host,
+        };
+        share.may_hang = match args.may_hang {
+            Hangs::Auto => MayHang::Auto,
+            Hangs::Always => MayHang::Always,
+            Hangs::Never => MayHang::Never,
         };
         Ok(Config {
             socket,

@@ -10,6 +10,7 @@
 mod fids;
 mod flight;
 mod flush;
+mod hung;
 mod limits;
 mod program;
 mod restart;

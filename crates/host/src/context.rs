@@ -13,7 +13,7 @@ use crate::attr::{Attr, Caller, FileType, Identity, Time};
 use crate::creds;
 use crate::identity::{self, Devices};
 use crate::name::Name;
-use crate::options::ShareOptions;
+use crate::options::{MayHang, ShareOptions};
 use crate::share::Object;
 use crate::sys::attr::Statx;
 use crate::sys::cred::{CAP_FSETID, Caps};
@@ -46,8 +46,10 @@ impl Context {
             caps.apply()?;
         }
         let root_key = (identity::device(&stat), stat.stx_ino);
+        let devices = Devices::new(root_key.0, options.multidevs);
+        devices.note(sys::attr::statfs(root.as_fd())?.f_type);
         Ok(Context {
-            devices: Devices::new(root_key.0, options.multidevs),
+            devices,
             root,
             proc,
             options,
@@ -83,6 +85,15 @@ impl Context {
     /// The file systems seen so far.
     pub fn devices(&self) -> &Devices {
         &self.devices
+    }
+
+    /// Whether system calls on the share may hang, as far as is known by now.
+    pub fn may_hang(&self) -> bool {
+        match self.options.may_hang {
+            MayHang::Auto => self.devices.remote(),
+            MayHang::Always => true,
+            MayHang::Never => false,
+        }
     }
 
     /// The capabilities a thread has between two operations.

@@ -16,6 +16,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::options::MultiDevs;
+use crate::remote::is_remote;
 use crate::sys;
 use crate::sys::attr::Statx;
 
@@ -30,6 +31,8 @@ pub struct Devices {
     root: u64,
     policy: MultiDevs,
     warned: AtomicBool,
+    /// One of them is a file system of the network's.
+    remote: AtomicBool,
     count: AtomicUsize,
     /// (device number, tag), valid below `count`.
     known: Box<[(AtomicU64, AtomicU64)]>,
@@ -76,6 +79,7 @@ impl Devices {
             root,
             policy,
             warned: AtomicBool::new(false),
+            remote: AtomicBool::new(false),
             count: AtomicUsize::new(0),
             known: (0..DEVICES).map(|_| Default::default()).collect(),
             adding: Mutex::new(()),
@@ -85,6 +89,18 @@ impl Devices {
     /// Whether only the root's file system has been seen.
     pub fn single(&self) -> bool {
         self.count.load(Ordering::Acquire) == 0 && !self.warned.load(Ordering::Relaxed)
+    }
+
+    /// Whether any of them is a file system on which calls may hang. It is looked at when it is first seen.
+    pub fn remote(&self) -> bool {
+        self.remote.load(Ordering::Relaxed)
+    }
+
+    /// Takes note of a file system's `f_type`.
+    pub fn note(&self, f_type: libc::c_long) {
+        if is_remote(f_type) {
+            self.remote.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The number of inode `ino` on device `dev`; `any` is a descriptor on that file system. ENODEV for another
@@ -102,6 +118,8 @@ impl Devices {
                          one (multidevs=remap keeps them apart)"
                     );
                 }
+                // For its type's sake; without a tag all is as well as it can be.
+                let _ = self.tag(dev, any);
                 Ok(ino)
             }
             MultiDevs::Remap => Ok(number(self.tag(dev, any)?, ino)),
@@ -122,6 +140,7 @@ impl Devices {
             return Ok(tag);
         }
         let statfs = sys::attr::statfs(any)?;
+        self.note(statfs.f_type);
         let mut tag = first_tag(sys::attr::fsid(&statfs), dev);
         let _adding = self
             .adding

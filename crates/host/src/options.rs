@@ -39,6 +39,18 @@ pub enum CheckAccess {
     Host,
 }
 
+/// Whether a system call on the share may take forever, as on a network file system.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MayHang {
+    /// As the file systems' types say.
+    #[default]
+    Auto,
+    /// Yes.
+    Always,
+    /// No.
+    Never,
+}
+
 /// Everything a [`crate::Share`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
@@ -58,6 +70,8 @@ pub struct ShareOptions {
     pub multidevs: MultiDevs,
     /// Whose permissions count.
     pub check_access: CheckAccess,
+    /// Whether system calls may hang.
+    pub may_hang: MayHang,
 }
 
 impl ShareOptions {
@@ -72,6 +86,7 @@ impl ShareOptions {
             ids: IdMaps::default(),
             multidevs: MultiDevs::default(),
             check_access: CheckAccess::default(),
+            may_hang: MayHang::default(),
         }
     }
 }

@@ -95,6 +95,9 @@ impl Session {
                 return tag.map_or(Outcome::Done(0), |tag| Reply { to, tag }.error(failure));
             }
         };
+        if how == How::Inline && self.share.may_hang() && asks_host(&message) {
+            return Outcome::Defer;
+        }
         let reply = Reply {
             to: request.reply,
             tag,
@@ -241,6 +244,14 @@ fn decode(message: &[u8]) -> Result<(u16, Tmessage<'_>), (Option<u16>, Failure)>
         };
         (error.tag, Failure::new(errno))
     })
+}
+
+/// Whether the message may need a system call on the share. A Tclunk only does for some fids, and sees to it itself.
+fn asks_host(message: &Tmessage<'_>) -> bool {
+    !matches!(
+        message,
+        Tmessage::Version(_) | Tmessage::Flush(_) | Tmessage::Clunk(_) | Tmessage::Unknown { .. }
+    )
 }
 
 /// The name that a message gives to something new or old. `dots` is the errno for `.` and `..`.

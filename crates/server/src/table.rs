@@ -361,13 +361,13 @@ impl Tables {
     }
 
     /// Takes the fid `number` out when nothing but that is to be done: no request uses it, it has no locks and
-    /// is not an xattr to be set. False when it is not so, or there is no such fid.
-    pub(crate) fn clunk_idle(&mut self, number: u32) -> bool {
+    /// is not an xattr to be set. False when it is not so, or there is no such fid, or it is an open file and `open`
+    /// says that this is not the thread to close one.
+    pub(crate) fn clunk_idle(&mut self, number: u32, open: bool) -> bool {
         let Some(at) = self.find(number) else { return false };
-        let idle = self
-            .fids
-            .get(at)
-            .is_some_and(|fid| fid.pins == 0 && !fid.locks && fid.state != State::XattrWrite);
+        let idle = self.fids.get(at).is_some_and(|fid| {
+            fid.pins == 0 && !fid.locks && fid.state != State::XattrWrite && (open || fid.file.is_none())
+        });
         if idle {
             self.bury(at);
         }
@@ -465,7 +465,7 @@ mod tests {
     fn a_number_in_use_by_a_request_is_free_for_the_client() {
         let mut tables = tables();
         let view = tables.pin(7).unwrap();
-        assert!(!tables.clunk_idle(7), "a request uses it");
+        assert!(!tables.clunk_idle(7, true), "a request uses it");
         assert!(tables.clunk(&view));
         assert!(!tables.clunk(&view), "once is enough");
         tables.nodes.retain(view.node);

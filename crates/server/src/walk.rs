@@ -251,8 +251,13 @@ impl Session {
     /// Gives a fid back. An xattr that was written is set now, and its error is the answer; the fid is gone either
     /// way.
     pub(crate) fn clunk(&self, m: &Tclunk, reply: &Reply<'_>, how: How) -> Result<Outcome, Failure> {
-        if self.with(|tables| tables.clunk_idle(m.fid)) {
+        // Closing a file of a network file system waits until all that was written has arrived.
+        let may_wait = how != How::Inline || !self.share.may_hang();
+        if self.with(|tables| tables.clunk_idle(m.fid, may_wait)) {
             return Ok(reply.send(&Rclunk));
+        }
+        if !may_wait {
+            return Ok(Outcome::Defer);
         }
         let mut pin = self.pin_as_is(m.fid, libc::ENOENT)?;
         let mut locks = match self.locks_for(&pin, how) {

@@ -134,6 +134,12 @@ impl Share {
         })
     }
 
+    /// Whether system calls on the share may hang: it is, or has below it, a file system whose calls somebody else
+    /// answers. Becomes true when the first object of such a file system is seen, and stays so.
+    pub fn may_hang(&self) -> bool {
+        self.context.may_hang()
+    }
+
     fn ids(&self) -> &IdMaps {
         &self.context.options().ids
     }

@@ -16,6 +16,7 @@ mod version;
 mod walk;
 mod xattr;
 
+mod hang;
 mod many;
 mod threads;
 mod unlinked;
