@@ -158,7 +158,7 @@ fn many(what: &str, program: &Program, count: usize, files: usize) {
 #[test]
 fn fids_by_the_hundred_thousand_under_1024_descriptors() {
     let program = Program::start(&["--rlimit-nofile", "1024"]);
-    many("few files", &program, number("SCALE_FIDS", 200_000), 2000);
+    many("few files", &program, number("SCALE_FIDS", 100_000), 2000);
 }
 
 #[test]
