@@ -130,7 +130,17 @@ impl Pair {
             &read(&left.directory)?,
             &read(&right.directory)?,
         )?;
-        let seen = tree::through(&mut *left.server)?;
+        // In mapped-file QEMU counts a directory's metadata among its links, and we do not (see `differences`).
+        let uncounted = !self.rules.is_empty() && self.mode == Mode::MappedFile;
+        let through = |server: &mut dyn Server| {
+            let mut tree = tree::through(server)?;
+            let directories = tree
+                .values_mut()
+                .filter(|node| node.mode & libc::S_IFMT == libc::S_IFDIR);
+            directories.for_each(|node| node.nlink *= u64::from(!uncounted));
+            Ok::<_, String>(tree)
+        };
+        let seen = through(&mut *left.server)?;
         for (what, server) in [
             ("what each shows of its own tree", &mut right.server),
             ("the first's tree read by both", &mut right.reader),
@@ -139,7 +149,7 @@ impl Pair {
                 &mut left.reader,
             ),
         ] {
-            same(what, &seen, &tree::through(&mut **server)?)?;
+            same(what, &seen, &through(&mut **server)?)?;
         }
         Ok(())
     }

@@ -184,6 +184,11 @@ impl MappedFile {
     }
 }
 
+/// Whether a directory has a metadata directory. What cannot be looked at is as good as not there.
+fn has_directory(dir: BorrowedFd<'_>) -> bool {
+    sys::attr::stat_at(dir, metadata::DIRECTORY).is_ok_and(|stat| is_directory(&stat))
+}
+
 /// Calls `visit` with each name in the open directory but `.` and `..`, until it fails.
 fn each_name(dir: BorrowedFd<'_>, visit: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     let mut buf = vec![0; 32 * 1024];
@@ -226,7 +231,12 @@ impl ShareMode for MappedFile {
         let gone = self.look();
         let stat = self.context.stat(object)?;
         let kept = self.kept(&gone, object, &stat)?;
-        mapped::attr(&self.context, &stat, object.path, &kept)
+        let mut attr = mapped::attr(&self.context, &stat, object.path, &kept)?;
+        // Where file systems count sub-directories, the guest counts those that it sees.
+        if is_directory(&stat) && stat.stx_nlink > 2 && has_directory(object.path) {
+            attr.nlink -= 1;
+        }
+        Ok(attr)
     }
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {

@@ -99,6 +99,28 @@ fn what_qemu_wrote_is_what_the_guest_sees() {
     }
 }
 
+/// find(1) takes the count of a directory's links for that of the directories in it.
+#[test]
+fn a_directory_does_not_count_ours_among_its_own() {
+    let (_dir, tree) = tree();
+    let links = |path: &str| {
+        let on_host = std::fs::metadata(tree.host(path)).unwrap().nlink();
+        let in_guest = tree.stat(path).nlink;
+        (in_guest, on_host)
+    };
+    std::fs::create_dir(tree.host("dir")).unwrap();
+    let (_, empty) = links("dir");
+    assert_eq!(links("dir"), (empty, empty));
+    tree.mkdir("dir/sub", 0o755).unwrap();
+    assert!(exists(&tree, "dir/.virtfs_metadata"));
+    let counted = links("dir").1 - empty;
+    // A file system that does not count has nothing to be corrected.
+    assert_eq!(links("dir").0, if counted == 0 { empty } else { empty + 1 });
+    tree.rmdir("dir/sub").unwrap();
+    assert!(exists(&tree, "dir/.virtfs_metadata"));
+    assert_eq!(links("dir").0, empty);
+}
+
 #[test]
 fn host_made_objects_show_through_and_can_be_renamed_and_linked() {
     let (_dir, tree) = tree();
