@@ -178,15 +178,17 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
             )
         }
         _ if lacks(CAP_DAC_OVERRIDE) => {
-            let what = if needs_the_directory(refusal) {
-                &object
+            // Of something that is not there yet, it is the directory that refuses.
+            let of_the_directory =
+                refusal.name.is_some() && (named.is_none() || needs_the_directory(refusal));
+            let belongs = if of_the_directory {
+                format!("its directory {}", belongs(&object))
             } else {
-                subject
+                owned(subject)
             };
             format!(
-                "{}, and {process}; give that user access on the host (chown, or setfacl -m u:{uid}:rwX), or \
-                 run the process as the owner or as root",
-                owned(what)
+                "{belongs}, and {process}; give that user access on the host (chown, or setfacl -m u:{uid}:rwX), or \
+                 run the process as the owner or as root"
             )
         }
         _ => format!(
@@ -213,8 +215,12 @@ fn flagged(stat: &Statx) -> Option<String> {
 }
 
 fn owned(stat: &Statx) -> String {
+    format!("it {}", belongs(stat))
+}
+
+fn belongs(stat: &Statx) -> String {
     format!(
-        "it belongs to {}:{} with mode {:04o}",
+        "belongs to {}:{} with mode {:04o}",
         stat.stx_uid,
         stat.stx_gid,
         stat.stx_mode & 0o7777
