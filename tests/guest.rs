@@ -6,6 +6,8 @@
 //! to both. No test asserts a time; the time limits here only end what hangs.
 #![allow(missing_docs)]
 
+#[path = "guest/access.rs"]
+mod access;
 #[path = "guest/backend.rs"]
 mod backend;
 #[path = "guest/pjdfstest.rs"]
@@ -21,8 +23,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use backend::Backend;
+use backend::{Backend, Setup};
+use pjdfstest::{Known, Results};
 use vm::{Vm, sha256, wait_until};
+
+/// The number of a user and a group without any privilege.
+const ORDINARY: u32 = 1234;
 
 /// Every kind of work, with every cache mode of the client, on one kernel. One of the two tests has
 /// a second processor, so that requests are also made at the same time.
@@ -79,28 +85,61 @@ fn all_kinds_of_work_on_the_backports_kernel() {
     all_kinds_of_work("backports", 2);
 }
 
-/// Runs pjdfstest on the share and on the host's own file system, and compares.
-fn posix_behaviour(model: &str) {
-    let backend = Backend::start(model);
-    let output = Vm::on(&backend)
+/// Runs pjdfstest on shares of every kind and on the host's own file system, and compares.
+fn posix_behaviour(shares: &[(Setup, &[Known])]) {
+    let host = Results::of_host();
+    let dir = tempfile::tempdir().unwrap();
+    let names = dir.path().join("names");
+    host.write_names(&names);
+    let backends: Vec<_> = shares.iter().map(|(setup, _)| setup.start()).collect();
+    let output = Vm::with(&backends)
+        .no_mount()
         .add_tool("pjdfstest")
         .add("tests/guest/pjdfstest.toml")
+        .add(&names)
         .run("pjdfstest.sh");
     output.expect_success();
-    let guest = pjdfstest::Results::parse(&output.text);
-    let host = pjdfstest::Results::of_host();
-    pjdfstest::compare(&host, &guest);
-    backend.stop();
+    let guest = Results::of_guest(&output.text);
+    assert_eq!(guest.len(), shares.len(), "not every share was tested");
+    let differences: String = shares
+        .iter()
+        .zip(&guest)
+        .map(|((setup, known), guest)| pjdfstest::compare(setup.tag, &host, guest, known))
+        .collect();
+    assert!(differences.is_empty(), "{differences}");
+    backends.into_iter().for_each(Backend::stop);
 }
 
 #[test]
-fn pjdfstest_with_passthrough() {
-    posix_behaviour("passthrough");
+fn pjdfstest_in_every_mode_as_root() {
+    let share = |model| Setup {
+        model,
+        tag: model,
+        ..Setup::ROOT
+    };
+    posix_behaviour(&[
+        (share("mapped-file"), &[]),
+        (share("mapped-xattr"), &[]),
+        (share("passthrough"), &[]),
+        (share("squash"), &[]),
+    ]);
 }
 
+/// The process is an ordinary user and the directory its own; `docs/share-modes.md` has the table.
 #[test]
-fn pjdfstest_with_squash() {
-    posix_behaviour("squash");
+fn pjdfstest_without_privileges() {
+    let share = |model| Setup {
+        model,
+        tag: model,
+        process: Some(ORDINARY),
+        owner: ORDINARY,
+        ..Setup::ROOT
+    };
+    posix_behaviour(&[
+        (share("mapped-file"), &[]),
+        (share("mapped-xattr"), &[]),
+        (share("squash"), &pjdfstest::SQUASH_WITHOUT_PRIVILEGES),
+    ]);
 }
 
 #[test]

@@ -5,7 +5,8 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -21,61 +22,134 @@ pub struct Backend {
     /// None when QEMU serves the share itself.
     child: Option<Child>,
     model: String,
+    tag: String,
     dir: TempDir,
     share: PathBuf,
 }
 
-impl Backend {
-    /// Starts the program on a fresh directory and waits until it listens.
-    pub fn start(model: &str) -> Self {
+/// How to start a backend that is not the usual one.
+pub struct Setup<'a> {
+    pub model: &'a str,
+    /// The share's name in the guest; with several shares each needs its own.
+    pub tag: &'a str,
+    /// Run as this user and group without any capability, in place of root.
+    pub process: Option<u32>,
+    /// The shared directory belongs to this user and group.
+    pub owner: u32,
+    /// Further options of the program.
+    pub options: &'a [&'a str],
+}
+
+impl Setup<'_> {
+    /// What nothing is said about: root shares a directory of root.
+    pub const ROOT: Setup<'static> = Setup {
+        model: "passthrough",
+        tag: "share",
+        process: None,
+        owner: 0,
+        options: &[],
+    };
+
+    /// Starts it on a fresh directory and waits until it listens.
+    pub fn start(&self) -> Backend {
         let dir = tempfile::tempdir().unwrap();
         let share = dir.path().join("share");
         fs::create_dir(&share).unwrap();
+        chown(&share, Some(self.owner), Some(self.owner)).unwrap();
         // Users of the guest that are not root must get in.
         fs::set_permissions(&share, Permissions::from_mode(0o755)).unwrap();
-        let model = model.to_owned();
-        if std::env::var_os("VHOST_USER_9P_PEER").is_some_and(|peer| peer == "qemu") {
-            return Backend {
-                child: None,
-                model,
-                dir,
-                share,
-            };
+        let mut backend = Backend {
+            child: None,
+            model: self.model.to_owned(),
+            tag: self.tag.to_owned(),
+            dir,
+            share,
+        };
+        if peer_is_qemu() && self.process.is_none() {
+            return backend;
         }
-        let log = File::create(dir.path().join("log")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_vhost-user-9p"))
+        let dir = backend.dir.path();
+        let mut program = PathBuf::from(env!("CARGO_BIN_EXE_vhost-user-9p"));
+        if let Some(user) = self.process {
+            // It makes its socket here, and nothing else of root's is open to it: neither, perhaps,
+            // the way to where the program was built.
+            chown(dir, Some(user), Some(user)).unwrap();
+            fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+            program = dir.join("vhost-user-9p");
+            fs::copy(env!("CARGO_BIN_EXE_vhost-user-9p"), &program).unwrap();
+        }
+        let log = File::create(dir.join("log")).unwrap();
+        let mut command = Command::new(program);
+        if let Some(user) = self.process {
+            // From root, this gives up the other groups and every capability too.
+            command.uid(user).gid(user);
+        }
+        let mut child = command
             .arg("--socket-path")
-            .arg(dir.path().join("socket"))
+            .arg(dir.join("socket"))
             .arg("--shared-dir")
-            .arg(&share)
-            .args(["--security-model", &model])
+            .arg(&backend.share)
+            .args(["--security-model", self.model, "--tag", self.tag])
+            .args(self.options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)
             .spawn()
             .unwrap();
-        let socket = dir.path().join("socket");
+        let socket = dir.join("socket");
         let up = wait_until(Duration::from_secs(20), || {
             socket.exists() || child.try_wait().unwrap().is_some()
         });
-        let backend = Backend {
-            child: Some(child),
-            model,
-            dir,
-            share,
-        };
+        if let Some(user) = self.process {
+            assert_unprivileged(child.id(), user);
+        }
+        backend.child = Some(child);
         assert!(
-            up && backend.socket().exists(),
+            up && socket.exists(),
             "the program does not listen:\n{}",
             backend.log()
         );
         backend
     }
+}
+
+/// A test that passes because its process has more rights than it says would show nothing.
+fn assert_unprivileged(pid: u32, user: u32) {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap()
+            .split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    for ids in ["Uid:", "Gid:"] {
+        assert_eq!(field(ids), vec![user.to_string(); 4], "{ids}");
+    }
+    assert_eq!(field("Groups:"), Vec::<String>::new());
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(field(set), ["0000000000000000"], "{set}");
+    }
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
+    assert_eq!(namespace(&pid.to_string()), namespace("self"), "user namespace");
+}
+
+fn peer_is_qemu() -> bool {
+    std::env::var_os("VHOST_USER_9P_PEER").is_some_and(|peer| peer == "qemu")
+}
+
+impl Backend {
+    /// Root shares a fresh directory in this mode.
+    pub fn start(model: &str) -> Self {
+        Setup { model, ..Setup::ROOT }.start()
+    }
 
     /// The option of `scripts/vm` that attaches this backend.
     pub fn vm_option(&self) -> [OsString; 2] {
         if self.child.is_some() {
-            return ["--socket".into(), self.socket().into()];
+            let mut value = self.socket().into_os_string();
+            value.push(format!(",{}", self.tag));
+            return ["--socket".into(), value];
         }
         // QEMU knows no other name for these two.
         let model = if self.model == "squash" {

@@ -78,8 +78,13 @@ pub struct Vm {
 
 impl Vm {
     pub fn on(backend: &Backend) -> Self {
+        Vm::with(std::slice::from_ref(backend))
+    }
+
+    /// A guest with several shares.
+    pub fn with(backends: &[Backend]) -> Self {
         Vm {
-            args: backend.vm_option().to_vec(),
+            args: backends.iter().flat_map(Backend::vm_option).collect(),
         }
     }
 
