@@ -103,19 +103,35 @@ impl MappedFile {
     /// Keeps `kept` of an object that was just made, or removes that object again.
     fn keep_new(
         &self,
+        gone: &mut Gone,
         dir: &Object<'_>,
         name: &Name,
         made: BorrowedFd<'_>,
         directory: bool,
         kept: &Kept,
     ) -> io::Result<()> {
-        metadata::make_directory(dir.path)
+        // File systems use the inode numbers of removed objects again.
+        let mut forget = || {
+            if !gone.is_empty() {
+                gone.forget(key(&sys::attr::stat(made)?));
+            }
+            Ok(())
+        };
+        forget()
+            .and_then(|()| metadata::make_directory(dir.path))
             .and_then(|(metadata, _)| metadata::store(metadata.as_fd(), name.as_c_str(), kept))
             .inspect_err(|_| self.context.undo(dir.path, name, made, directory))
     }
 
-    fn keep_file(&self, dir: &Object<'_>, name: &Name, file: OwnedFd, kept: &Kept) -> io::Result<OwnedFd> {
-        self.keep_new(dir, name, file.as_fd(), false, kept)?;
+    fn keep_file(
+        &self,
+        gone: &mut Gone,
+        dir: &Object<'_>,
+        name: &Name,
+        file: OwnedFd,
+        kept: &Kept,
+    ) -> io::Result<OwnedFd> {
+        self.keep_new(gone, dir, name, file.as_fd(), false, kept)?;
         Ok(file)
     }
 
@@ -253,29 +269,29 @@ impl ShareMode for MappedFile {
         mode: u32,
         owner: Caller,
     ) -> io::Result<OwnedFd> {
-        let _alone = self.alone();
+        let mut gone = self.alone();
         let file = mapped::make_file(&self.context, dir, name, flags)?;
-        self.keep_file(dir, name, file, &mapped::of_file(owner, mode))
+        self.keep_file(&mut gone, dir, name, file, &mapped::of_file(owner, mode))
     }
 
     fn mkdir(&self, dir: &Object<'_>, name: &Name, mode: u32, owner: Caller) -> io::Result<()> {
-        let _alone = self.alone();
+        let mut gone = self.alone();
         let made = mapped::make_directory(&self.context, dir, name)?;
         let kept = mapped::of_directory(owner, mode);
-        self.keep_new(dir, name, made.as_fd(), true, &kept)
+        self.keep_new(&mut gone, dir, name, made.as_fd(), true, &kept)
     }
 
     fn mknod(&self, dir: &Object<'_>, name: &Name, mode: u32, rdev: u64, owner: Caller) -> io::Result<()> {
         let kept = mapped::of_node(owner, mode, rdev)?;
-        let _alone = self.alone();
+        let mut gone = self.alone();
         let file = mapped::make_file(&self.context, dir, name, libc::O_WRONLY)?;
-        self.keep_file(dir, name, file, &kept).map(drop)
+        self.keep_file(&mut gone, dir, name, file, &kept).map(drop)
     }
 
     fn symlink(&self, dir: &Object<'_>, name: &Name, target: &[u8], owner: Caller) -> io::Result<()> {
-        let _alone = self.alone();
+        let mut gone = self.alone();
         let file = mapped::make_symlink(&self.context, dir, name, target)?;
-        self.keep_file(dir, name, file, &mapped::of_symlink(owner))
+        self.keep_file(&mut gone, dir, name, file, &mapped::of_symlink(owner))
             .map(drop)
     }
 

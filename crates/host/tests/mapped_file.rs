@@ -4,6 +4,7 @@ mod mapped;
 
 use host::SecurityModel;
 use mapped::{Tree, errno, name, seen, unprivileged};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
 fn tree() -> (tempfile::TempDir, Tree) {
@@ -434,6 +435,43 @@ fn paths_longer_than_the_kernel_shows_still_work() {
         );
         tree.mode.set_mode(&at.object(), 0o40755).unwrap();
     }
+}
+
+/// Inode numbers are used again: what is remembered of the last object of a number is not the next one's.
+#[test]
+fn a_new_object_does_not_inherit_from_one_with_its_inode_number() {
+    let (_dir, tree) = tree();
+    let long = "n".repeat(200);
+    let mut at = tree.at("");
+    // Where the kernel shows no path, memory is all there is.
+    for _ in 0..25 {
+        tree.mode
+            .mkdir(&at.object(), &name(&long), 0o755, mapped::OWNER)
+            .unwrap();
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        at.path = host::sys::path::open_beneath(at.path.as_fd(), name(&long).as_c_str(), flags, 0).unwrap();
+    }
+    let mut again = 0;
+    for n in 0..100 {
+        tree.symlink("symlink", "target").unwrap();
+        let gone = tree.host("symlink").metadata().unwrap().ino();
+        tree.unlink("symlink").unwrap();
+        let new = name(&format!("file{n}"));
+        let file = tree
+            .mode
+            .create(&at.object(), &new, libc::O_RDWR, 0o644, mapped::OWNER)
+            .unwrap();
+        let stat = host::sys::attr::stat(file.as_fd()).unwrap();
+        again += u32::from(stat.stx_ino == gone);
+        let held = mapped::Held {
+            path: file,
+            file: None,
+            host_type: libc::S_IFREG,
+        };
+        let seen = tree.mode.stat(&held.object()).unwrap();
+        assert_eq!(seen.mode & libc::S_IFMT, libc::S_IFREG);
+    }
+    println!("{again} inode numbers were used again");
 }
 
 #[test]

@@ -60,6 +60,16 @@ impl Gone {
         }
     }
 
+    /// Whether nothing is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets an object that is gone for good, because a new one has its inode number.
+    pub fn forget(&mut self, key: Key) {
+        self.entries.remove(&key);
+    }
+
     /// What is kept of an object without a name.
     pub fn get(&self, key: Key) -> Kept {
         match self.entries.get(&key) {
