@@ -10,7 +10,7 @@ pub const MESSAGE_MAX: usize = 16 * 1024;
 pub const TWRITE_HEADER: usize = 23;
 
 /// How many bytes of a T-message the device must copy into private memory, told from its first 7 bytes
-/// (size[4] type[1] tag[2]) and the length of the readable stream: all of it, but only 23 bytes of a Twrite,
+/// (`size[4] type[1] tag[2]`) and the length of the readable stream: all of it, but only 23 bytes of a Twrite,
 /// and never more than [`MESSAGE_MAX`].
 pub fn copy_len(header: &[u8; 7], readable: usize) -> usize {
     let size = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
