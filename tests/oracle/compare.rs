@@ -167,7 +167,7 @@ fn walk(found: &mut Found, fid: u32, names: &[Bytes], qids: [&[Qid]; 2], world: 
     for ((name, l), r) in names.iter().zip(qids[0]).zip(qids[1]) {
         if name.is("..") {
             path.pop();
-        } else {
+        } else if !name.is(".") {
             path.push(name.clone());
         }
         found.identity([l.path, r.path], world.inodes(&path), false);
