@@ -164,7 +164,7 @@ pub fn svg(setting: &Setting, rows: &[Row], skip: &[&str]) -> String {
         out,
         r#"<svg xmlns="http://www.w3.org/2000/svg" width="1060" height="{height}" font-family="sans-serif" font-size="12">
 <rect width="100%" height="100%" fill="white"/>
-<text x="20" y="28" font-size="18" font-weight="bold">vhost-user-9p beside its peers: speed relative to {}</text>"#,
+<text x="20" y="28" font-size="18" font-weight="bold">vhost-user-9p beside its peers: speed relative to {} (logarithmic)</text>"#,
         setting.peers[0]
     );
     for (number, &peer) in shown.iter().enumerate() {
