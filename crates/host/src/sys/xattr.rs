@@ -56,6 +56,33 @@ fn try_new(new: impl FnOnce() -> Result<i64>) -> Option<Result<usize>> {
     }
 }
 
+/// getxattrat(2) or setxattrat(2), whichever `number` says, of the object called `entry` in `dir`; `None` when the kernel
+/// has no such call.
+///
+/// # Safety
+/// `args` must describe memory that the call may write (getxattrat) or read (setxattrat).
+unsafe fn value_at(
+    number: libc::c_long,
+    (dir, entry, flags): (BorrowedFd<'_>, &CStr, libc::c_int),
+    name: &CStr,
+    args: &XattrArgs,
+) -> Option<Result<usize>> {
+    try_new(|| {
+        // SAFETY: both strings and `args` live over the call; the caller vouches for what `args` describes.
+        retry(|| unsafe {
+            libc::syscall(
+                number,
+                dir.as_raw_fd(),
+                entry.as_ptr(),
+                flags,
+                name.as_ptr(),
+                std::ptr::from_ref(args),
+                size_of::<XattrArgs>(),
+            )
+        })
+    })
+}
+
 /// getxattr(2): the value's length; an empty `buf` asks for that alone. ENODATA, ERANGE.
 pub fn get(target: Target<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize> {
     let (value, size) = (buf.as_mut_ptr(), buf.len());
@@ -71,21 +98,10 @@ pub fn get(target: Target<'_>, name: &CStr, buf: &mut [u8]) -> Result<usize> {
                 size: u32::try_from(size).unwrap_or(u32::MAX),
                 flags: 0,
             };
-            try_new(|| {
-                // SAFETY: all strings and `args` live over the call, `args` describes `buf`.
-                retry(|| unsafe {
-                    libc::syscall(
-                        SYS_GETXATTRAT,
-                        proc.dir().as_raw_fd(),
-                        link.as_c_str().as_ptr(),
-                        0,
-                        name.as_ptr(),
-                        &raw const args,
-                        size_of::<XattrArgs>(),
-                    )
-                })
-            })
-            .unwrap_or_else(|| {
+            let place = (proc.dir(), link.as_c_str(), 0);
+            // SAFETY: `args` describes `buf`.
+            let new = unsafe { value_at(SYS_GETXATTRAT, place, name, &args) };
+            new.unwrap_or_else(|| {
                 // SAFETY: both strings live over the call and `buf` is writable for its length.
                 retry_size(|| unsafe {
                     libc::getxattr(link.absolute().as_ptr(), name.as_ptr(), value.cast(), size)
@@ -103,20 +119,9 @@ pub fn get_at(dir: BorrowedFd<'_>, entry: &CStr, name: &CStr, buf: &mut [u8]) ->
         size: u32::try_from(size).unwrap_or(u32::MAX),
         flags: 0,
     };
-    let new = try_new(|| {
-        // SAFETY: all strings and `args` live over the call, `args` describes `buf`.
-        retry(|| unsafe {
-            libc::syscall(
-                SYS_GETXATTRAT,
-                dir.as_raw_fd(),
-                entry.as_ptr(),
-                libc::AT_SYMLINK_NOFOLLOW,
-                name.as_ptr(),
-                &raw const args,
-                size_of::<XattrArgs>(),
-            )
-        })
-    });
+    let place = (dir, entry, libc::AT_SYMLINK_NOFOLLOW);
+    // SAFETY: `args` describes `buf`.
+    let new = unsafe { value_at(SYS_GETXATTRAT, place, name, &args) };
     new.unwrap_or_else(|| {
         let mut path = FdName::new(dir).absolute().to_bytes().to_vec();
         path.push(b'/');
@@ -143,21 +148,10 @@ pub fn set(target: Target<'_>, name: &CStr, value: &[u8], flags: i32) -> Result<
                 size: u32::try_from(size).unwrap_or(u32::MAX),
                 flags: flags.cast_unsigned(),
             };
-            try_new(|| {
-                // SAFETY: all strings and `args` live over the call, `args` describes `value`.
-                retry(|| unsafe {
-                    libc::syscall(
-                        SYS_SETXATTRAT,
-                        proc.dir().as_raw_fd(),
-                        link.as_c_str().as_ptr(),
-                        0,
-                        name.as_ptr(),
-                        &raw const args,
-                        size_of::<XattrArgs>(),
-                    )
-                })
-            })
-            .unwrap_or_else(|| {
+            let place = (proc.dir(), link.as_c_str(), 0);
+            // SAFETY: `args` describes `value`.
+            let new = unsafe { value_at(SYS_SETXATTRAT, place, name, &args) };
+            new.unwrap_or_else(|| {
                 // SAFETY: both strings live over the call and `value` is readable for its length.
                 retry(|| unsafe {
                     libc::setxattr(link.absolute().as_ptr(), name.as_ptr(), bytes.cast(), size, flags)
