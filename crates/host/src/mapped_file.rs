@@ -22,7 +22,6 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::acl;
 use crate::attr::{Attr, Caller, Identity};
 use crate::context::Context;
-use crate::identity::device;
 use crate::mapped;
 use crate::mode::ShareMode;
 use crate::name::Name;
@@ -41,10 +40,6 @@ const LIST_MAX: usize = 65536;
 pub struct MappedFile {
     context: Arc<Context>,
     names: RwLock<Gone>,
-}
-
-fn key(stat: &Statx) -> Key {
-    (device(stat), stat.stx_ino)
 }
 
 fn is_directory(stat: &Statx) -> bool {
@@ -72,7 +67,7 @@ impl MappedFile {
     fn kept(&self, gone: &Gone, object: &Object<'_>, stat: &Statx) -> io::Result<Kept> {
         Ok(match place::load(&self.context, object.path, stat)? {
             Some(kept) => kept,
-            None => gone.get(key(stat)),
+            None => gone.get(Key::of(stat)),
         })
     }
 
@@ -95,7 +90,7 @@ impl MappedFile {
                 let (directory, _) = metadata::make_directory(dir.as_fd())?;
                 metadata::update(directory.as_fd(), name.as_c_str(), change)?;
             }
-            Place::Nameless => gone.change(key(&stat), change)?,
+            Place::Nameless => gone.change(Key::of(&stat), change)?,
         }
         mapped::touch(object)
     }
@@ -110,10 +105,10 @@ impl MappedFile {
         directory: bool,
         kept: &Kept,
     ) -> io::Result<()> {
-        // File systems use the inode numbers of removed objects again.
+        // File systems use the inode numbers of removed objects again, and some have no time of birth to tell by.
         let mut forget = || {
             if !gone.is_empty() {
-                gone.forget(key(&sys::attr::stat(made)?));
+                gone.forget(Key::of(&sys::attr::stat(made)?));
             }
             Ok(())
         };
@@ -195,7 +190,7 @@ impl MappedFile {
             .map_or(Kept::NOTHING, |file| metadata::read(file.as_fd()));
         let shared = !is_directory(stat) && stat.stx_nlink > 1;
         if kept != Kept::NOTHING || shared {
-            gone.put(key(stat), kept, file.filter(|_| shared));
+            gone.put(Key::of(stat), kept, file.filter(|_| shared));
         }
     }
 }
@@ -328,9 +323,9 @@ impl ShareMode for MappedFile {
                         other => other,
                     }
                 }
-                _ => match gone.file(key(&stat)) {
+                _ => match gone.file(Key::of(&stat)) {
                     Some(file) => sys::path::link(self.context.proc(), file.as_fd(), to, name.as_c_str()),
-                    None => metadata::store(to, name.as_c_str(), &gone.get(key(&stat))),
+                    None => metadata::store(to, name.as_c_str(), &gone.get(Key::of(&stat))),
                 },
             }
         };
@@ -342,7 +337,7 @@ impl ShareMode for MappedFile {
         let source = sys::attr::stat_at(from.path, old.as_c_str())?;
         let target = there(sys::attr::stat_at(to.path, new.as_c_str()))?;
         let rename = || sys::path::rename(from.path, old.as_c_str(), to.path, new.as_c_str(), 0);
-        if target.is_some_and(|target| key(&target) == key(&source)) {
+        if target.is_some_and(|target| Key::of(&target) == Key::of(&source)) {
             // Two names of one object, or one name: rename(2) does nothing, so the metadata stay as they are, too.
             return rename();
         }

@@ -474,6 +474,28 @@ fn a_new_object_does_not_inherit_from_one_with_its_inode_number() {
     println!("{again} inode numbers were used again");
 }
 
+/// Nor is it one that the host has made, of which this mode hears only when the guest holds it and the host removes it.
+#[test]
+fn a_hosts_object_does_not_inherit_either() {
+    let (_dir, tree) = tree();
+    let mut again = 0;
+    for n in 0..50 {
+        tree.symlink("symlink", "target").unwrap();
+        let gone = tree.host("symlink").metadata().unwrap().ino();
+        tree.unlink("symlink").unwrap();
+        let name = format!("file{n}");
+        tree.write(&name, "by the host");
+        again += u32::from(tree.host(&name).metadata().unwrap().ino() == gone);
+        let held = tree.open(&name);
+        std::fs::remove_file(tree.host(&name)).unwrap();
+        assert_eq!(
+            tree.mode.stat(&held.object()).unwrap().mode & libc::S_IFMT,
+            libc::S_IFREG
+        );
+    }
+    println!("{again} inode numbers were used again");
+}
+
 #[test]
 fn torn_or_odd_metadata_are_survived() {
     let (_dir, tree) = tree();

@@ -5,6 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::metadata;
+use crate::identity::device;
+use crate::sys::attr::Statx;
 use crate::virtfs::Kept;
 
 /// So many objects are remembered; the oldest are forgotten first and then show the host's values.
@@ -13,8 +15,25 @@ const OBJECTS: usize = 16384;
 /// For so many of them the metadata file itself is held open.
 const FILES: usize = 64;
 
-/// Device and inode number.
-pub type Key = (u64, u64);
+/// Which object: device and inode number, and as file systems use inode numbers again, the time of birth (seconds and
+/// nanoseconds; zero where the file system does not know).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    dev: u64,
+    ino: u64,
+    birth: (i64, u32),
+}
+
+impl Key {
+    /// Of the object of this record.
+    pub fn of(stat: &Statx) -> Key {
+        Key {
+            dev: device(stat),
+            ino: stat.stx_ino,
+            birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
+        }
+    }
+}
 
 struct Entry {
     kept: Kept,
@@ -104,6 +123,14 @@ impl Gone {
 mod tests {
     use super::*;
 
+    fn key(ino: u64) -> Key {
+        Key {
+            dev: 1,
+            ino,
+            birth: (0, 0),
+        }
+    }
+
     fn owned_by(uid: u32) -> Kept {
         Kept {
             uid: Some(uid),
@@ -115,13 +142,28 @@ mod tests {
     fn the_memory_is_bounded_and_forgets_the_oldest() {
         let mut gone = Gone::default();
         for ino in 0..3 * OBJECTS as u64 {
-            gone.put((1, ino), owned_by(7), None);
-            gone.put((1, 0), owned_by(8), None);
+            gone.put(key(ino), owned_by(7), None);
+            gone.put(key(0), owned_by(8), None);
         }
         assert!(gone.entries.len() <= OBJECTS && gone.order.len() <= OBJECTS);
-        assert_eq!(gone.get((1, 1)), Kept::NOTHING);
-        assert_eq!(gone.get((1, 0)), owned_by(8));
-        assert_eq!(gone.get((1, 3 * OBJECTS as u64 - 1)), owned_by(7));
+        assert_eq!(gone.get(key(1)), Kept::NOTHING);
+        assert_eq!(gone.get(key(0)), owned_by(8));
+        assert_eq!(gone.get(key(3 * OBJECTS as u64 - 1)), owned_by(7));
+    }
+
+    #[test]
+    fn an_inode_number_that_is_used_again_is_another_object() {
+        let file = tempfile::tempfile().unwrap();
+        let mut stat = crate::sys::attr::stat(file.as_fd()).unwrap();
+        let old = Key::of(&stat);
+        let mut gone = Gone::default();
+        gone.put(old, owned_by(7), None);
+        assert_eq!(gone.get(Key::of(&stat)), owned_by(7));
+        stat.stx_btime.tv_nsec += 1;
+        assert_eq!(gone.get(Key::of(&stat)), Kept::NOTHING);
+        stat.stx_btime.tv_nsec -= 1;
+        stat.stx_btime.tv_sec += 1;
+        assert_eq!(gone.get(Key::of(&stat)), Kept::NOTHING);
     }
 
     #[test]
@@ -130,16 +172,16 @@ mod tests {
         for ino in 0..200u64 {
             let file = tempfile::tempfile().unwrap();
             std::io::Write::write_all(&mut &file, b"virtfs.uid=5\n").unwrap();
-            gone.put((1, ino), owned_by(1), Some(file.into()));
+            gone.put(key(ino), owned_by(1), Some(file.into()));
         }
-        assert!(gone.file((1, 0)).is_none() && gone.file((1, 199)).is_some());
+        assert!(gone.file(key(0)).is_none() && gone.file(key(199)).is_some());
         assert_eq!(gone.files.len(), FILES);
         // What was forgotten of the file was read at that moment.
-        assert_eq!(gone.get((1, 0)), owned_by(5));
-        assert_eq!(gone.get((1, 199)), owned_by(5));
-        gone.change((1, 199), &|_| owned_by(6)).unwrap();
-        assert_eq!(gone.get((1, 199)), owned_by(6));
-        gone.change((1, 0), &|_| owned_by(9)).unwrap();
-        assert_eq!(gone.get((1, 0)), owned_by(9));
+        assert_eq!(gone.get(key(0)), owned_by(5));
+        assert_eq!(gone.get(key(199)), owned_by(5));
+        gone.change(key(199), &|_| owned_by(6)).unwrap();
+        assert_eq!(gone.get(key(199)), owned_by(6));
+        gone.change(key(0), &|_| owned_by(9)).unwrap();
+        assert_eq!(gone.get(key(0)), owned_by(9));
     }
 }
