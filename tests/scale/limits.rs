@@ -87,3 +87,16 @@ fn locks() {
     assert_eq!(client.lock(&lock(0, P9_LOCK_TYPE_UNLCK)), Ok(P9_LOCK_SUCCESS));
     assert_eq!(client.lock(&lock(1000, P9_LOCK_TYPE_WRLCK)), Ok(P9_LOCK_SUCCESS));
 }
+
+/// The kernel sends SIGXFSZ, which ends a process that does not expect it.
+#[test]
+fn a_file_that_may_not_be_longer_does_not_end_the_program() {
+    let program = Program::start_limited("--fsize=10000", &["--log-level", "off"]);
+    let client = &mut machine(&program).client;
+    client.walk_all(0, 1, &["file"]).expect("walk");
+    client.lopen(1, P9_DOTL_RDWR).expect("open");
+    assert_eq!(client.write(1, 9998, b"more"), Ok(2));
+    assert_eq!(client.write(1, 10_000, b"more"), Err(Errno::EFBIG));
+    assert_eq!(client.truncate(1, 10_001), Err(Errno::EFBIG));
+    assert_eq!(client.stat(1).expect("getattr").size, 10_000);
+}

@@ -45,6 +45,16 @@ impl Program {
         Program::run(Command::new, more)
     }
 
+    /// With a limit of the process, as an option of prlimit(1).
+    pub fn start_limited(limit: &str, more: &[&str]) -> Program {
+        let wrap = |program: PathBuf| {
+            let mut command = Command::new("prlimit");
+            command.args([limit, "--"]).arg(program);
+            command
+        };
+        Program::run(wrap, more)
+    }
+
     /// As a user without capabilities, so without file handles (this process may be none itself).
     pub fn start_unprivileged(more: &[&str]) -> Program {
         if !nix::unistd::geteuid().is_root() {

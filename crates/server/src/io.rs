@@ -2,9 +2,9 @@
 //!
 //! # Append
 //!
-//! O_APPEND is the fid's: the descriptor never has it, because Linux's pwrite(2) on such a descriptor appends
-//! whatever the offset, which is wrong for pages that a client's write-back cache sends. What a Twrite on an
-//! appending fid means depends on the client's cache, and nothing in the message says which it has:
+//! O_APPEND is the fid's, not the descriptor's: Linux's pwrite(2) on a descriptor with O_APPEND appends whatever the
+//! offset (`generic_write_checks`), which is wrong for pages that a client's write-back cache sends. What a Twrite on
+//! an appending fid means depends on the client's cache, and nothing in the message says which it has:
 //!
 //! - A client without a write-back cache (cache=none, readahead) sends every write at what it takes for the end of
 //!   the file. That may be out of date, since another guest or the host may have appended; so each of its writes
@@ -13,10 +13,17 @@
 //!   positioned; what starts exactly at the end is appended (it makes no difference but when somebody else appends
 //!   at the same moment); beyond the end it is a page that overtook another, and is positioned.
 //!
-//! They are told apart by how they open: with a write-back cache, Linux turns O_WRONLY into O_RDWR (it may have to
-//! fill a page), and asks for O_WRONLY only after that was refused, from then on without caching that file. So a
-//! fid that is open for writing only always appends, and a client that has opened one without being refused before
-//! appends always. A client that has never opened a file for writing only counts as one with a write-back cache.
+//! They are told apart by how they open: with a write-back cache, Linux turns O_WRONLY into O_RDWR without O_APPEND
+//! (it may have to fill a page), and asks for what the program wanted only after that was refused, from then on
+//! without caching that file (`v9fs_file_open`). So a fid that is open for writing only always appends, and a client
+//! that has opened one without being refused before appends always. A client that has never opened a file for
+//! writing only counts as one with a write-back cache.
+//!
+//! Where every write of a fid appends, its descriptor has O_APPEND after all: on a FUSE file system the end is known
+//! to its server alone, and only that flag tells the server to append there (`fuse_write_flags`). Everywhere else
+//! RWF_APPEND (Linux 4.16) does it for a single write. RWF_NOAPPEND (Linux 6.9), which positions one on a descriptor
+//! with O_APPEND, has no use here: the only other such descriptors are those of files with the append-only
+//! attribute, and on these it is refused.
 
 use host::IoVec;
 use wire::{Rread, Rwrite, Tread, Twrite, encode_rread_header};
@@ -184,7 +191,7 @@ impl Session {
 
     /// Whether a write at `offset` on an appending fid goes to the end: see the top of this file.
     fn appends(&self, pin: &Pin<'_>, offset: u64) -> Result<bool, Failure> {
-        if pin.how().write_only || self.with(|tables| tables.uncached) {
+        if pin.how().always || self.with(|tables| tables.uncached) {
             return Ok(true);
         }
         let attr = self.share.stat(pin.caller(NOGID), &pin.object())?;

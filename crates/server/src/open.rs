@@ -20,8 +20,8 @@ use crate::walk::qid;
 const PAGE: u32 = 4096;
 
 /// The host's flags for the client's. What is not here is dropped: O_CREAT and O_APPEND are the server's own
-/// business (append is the fid's, not the descriptor's), O_DIRECT would ask alignment of guest memory, O_NONBLOCK
-/// and O_NOCTTY mean nothing for what is opened here.
+/// business (see `io` for the latter), O_DIRECT would ask alignment of guest memory, O_NONBLOCK and O_NOCTTY mean
+/// nothing for what is opened here.
 fn flags(client: u32) -> Result<i32, Failure> {
     let mut host = match client & P9_DOTL_ACCMODE {
         P9_DOTL_RDONLY => libc::O_RDONLY,
@@ -43,11 +43,21 @@ fn flags(client: u32) -> Result<i32, Failure> {
     Ok(host)
 }
 
-fn how(client: u32) -> Opened {
+/// `uncached`: the client is known to have no write-back cache.
+fn how(client: u32, uncached: bool) -> Opened {
+    let append = client & P9_DOTL_APPEND != 0;
+    let write_only = client & P9_DOTL_ACCMODE == P9_DOTL_WRONLY;
     Opened {
-        append: client & P9_DOTL_APPEND != 0,
-        write_only: client & P9_DOTL_ACCMODE == P9_DOTL_WRONLY,
+        append,
+        always: append && (write_only || uncached),
+        write_only,
+        writes: client & P9_DOTL_ACCMODE != P9_DOTL_RDONLY,
     }
+}
+
+/// O_APPEND for a descriptor on which every write appends.
+fn append(how: Opened) -> i32 {
+    if how.always { libc::O_APPEND } else { 0 }
 }
 
 impl Session {
@@ -64,8 +74,13 @@ impl Session {
     /// Opens a fid that is not open yet (EINVAL). EISDIR for a directory to be written, ELOOP for a symlink, ENXIO
     /// for a special file: those are the guest's own to open.
     pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
-        let pin = self.pin(m.fid, libc::ENOENT)?;
+        let mut uncached = false;
+        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
+            uncached = tables.uncached;
+            Ok(())
+        })?;
         pin.is_unopened()?;
+        let mut how = how(m.flags, uncached);
         let (flags, state, iounit) = match pin.file_type() {
             other if other != FileType::Directory && m.flags & P9_DOTL_DIRECTORY != 0 => {
                 return Err(Failure::new(libc::ENOTDIR));
@@ -78,8 +93,20 @@ impl Session {
             FileType::Symlink => return Err(Failure::new(libc::ELOOP)),
             FileType::Special => return Err(Failure::new(libc::ENXIO)),
         };
-        let file = match self.share.open_object(pin.caller(NOGID), &pin.object(), flags) {
-            Ok(file) => file,
+        let (caller, object) = (pin.caller(NOGID), pin.object());
+        let opened = if how.append && how.writes && !how.always {
+            self.share.open_to_append(caller, &object, flags)
+        } else {
+            let flags = flags | append(how);
+            self.share
+                .open_object(caller, &object, flags)
+                .map(|file| (file, how.always))
+        };
+        let file = match opened {
+            Ok((file, always)) => {
+                how.always = always;
+                file
+            }
             Err(error) => {
                 if m.flags & P9_DOTL_ACCMODE == P9_DOTL_RDWR {
                     self.with(|tables| tables.refuse(&pin.view));
@@ -92,7 +119,7 @@ impl Session {
             file: Some(file.as_fd()),
             ..pin.object()
         })?;
-        self.with(|tables| tables.open(&pin.view, file, state, how(m.flags)))?;
+        self.with(|tables| tables.open(&pin.view, file, state, how))?;
         drop(pin);
         self.keep_budget();
         Ok(Rlopen {
@@ -105,9 +132,14 @@ impl Session {
     /// opened unaltered, unless the client asks for O_EXCL (EEXIST) or O_TRUNC.
     pub(crate) fn lcreate(&self, m: &Tlcreate<'_>) -> Result<Rlcreate, Failure> {
         let name = name(m.name, libc::EEXIST)?;
-        let pin = self.pin(m.fid, libc::ENOENT)?;
+        let mut uncached = false;
+        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
+            uncached = tables.uncached;
+            Ok(())
+        })?;
         pin.is_unopened()?;
         pin.is_directory()?;
+        let how = how(m.flags, uncached);
         let exclusive = match m.flags & P9_DOTL_EXCL {
             0 => 0,
             _ => libc::O_EXCL,
@@ -116,7 +148,7 @@ impl Session {
             pin.caller(m.gid),
             &pin.object(),
             &name,
-            flags(m.flags)? | exclusive,
+            flags(m.flags)? | append(how) | exclusive,
             m.mode & 0o7777,
         )?;
         self.with(|tables| {
@@ -126,7 +158,7 @@ impl Session {
                 tables.dead.push(file);
                 return Err(failure);
             }
-            tables.open(&pin.view, file, State::File, how(m.flags))
+            tables.open(&pin.view, file, State::File, how)
         })?;
         drop(pin);
         self.keep_budget();

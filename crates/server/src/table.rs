@@ -32,8 +32,12 @@ pub(crate) enum State {
 pub(crate) struct Opened {
     /// With O_APPEND.
     pub(crate) append: bool,
+    /// Every write goes to the end, and the descriptor itself has O_APPEND: see `io`.
+    pub(crate) always: bool,
     /// With O_WRONLY.
     pub(crate) write_only: bool,
+    /// With O_WRONLY or O_RDWR.
+    pub(crate) writes: bool,
 }
 
 /// One fid.
@@ -361,17 +365,33 @@ impl Tables {
     }
 
     /// Takes the fid `number` out when nothing but that is to be done: no request uses it, it has no locks and
-    /// is not an xattr to be set. False when it is not so, or there is no such fid, or it is an open file and `open`
-    /// says that this is not the thread to close one.
-    pub(crate) fn clunk_idle(&mut self, number: u32, open: bool) -> bool {
-        let Some(at) = self.find(number) else { return false };
-        let idle = self.fids.get(at).is_some_and(|fid| {
-            fid.pins == 0 && !fid.locks && fid.state != State::XattrWrite && (open || fid.file.is_none())
-        });
-        if idle {
-            self.bury(at);
+    /// is not an xattr to be set. Gives the descriptor whose close is to be watched, if it is one. `None` when it is
+    /// not so, or there is no such fid, or it is an open file and `open` says that this is not the thread to close
+    /// one.
+    pub(crate) fn clunk_idle(&mut self, number: u32, open: bool) -> Option<Option<OwnedFd>> {
+        let at = self.find(number)?;
+        let fid = self.fids.get(at)?;
+        if fid.pins > 0 || fid.locks || fid.state == State::XattrWrite || (fid.file.is_some() && !open) {
+            return None;
         }
-        idle
+        let written = self.take_written(at);
+        self.bury(at);
+        Some(written)
+    }
+
+    /// The descriptor of a pinned fid that was clunked, for its close to be watched: `None` if nothing can have been
+    /// written through it, or another request still uses it.
+    pub(crate) fn take_written_last(&mut self, view: &View) -> Option<OwnedFd> {
+        let last = self.fids.get(view.fid).is_some_and(|fid| fid.pins == 1);
+        last.then(|| self.take_written(view.fid))?
+    }
+
+    fn take_written(&mut self, at: u32) -> Option<OwnedFd> {
+        let fid = self.fids.get_mut(at).filter(|fid| fid.how.writes)?;
+        let (file, node) = (fid.file.take()?, fid.node);
+        self.files -= 1;
+        self.nodes.closed(node);
+        Some(file)
     }
 
     fn bury(&mut self, at: u32) {
@@ -465,7 +485,7 @@ mod tests {
     fn a_number_in_use_by_a_request_is_free_for_the_client() {
         let mut tables = tables();
         let view = tables.pin(7).unwrap();
-        assert!(!tables.clunk_idle(7, true), "a request uses it");
+        assert!(tables.clunk_idle(7, true).is_none(), "a request uses it");
         assert!(tables.clunk(&view));
         assert!(!tables.clunk(&view), "once is enough");
         tables.nodes.retain(view.node);

@@ -248,12 +248,17 @@ impl Session {
         Ok(())
     }
 
-    /// Gives a fid back. An xattr that was written is set now, and its error is the answer; the fid is gone either
-    /// way.
+    /// Gives a fid back. An xattr that was written is set now, and a file that was open for writing is closed now;
+    /// the error of that is the answer, and the fid is gone either way.
+    ///
+    /// Where a file system tells only at close(2) that what was written did not arrive (NFS, FUSE, quotas), this is
+    /// the last chance to say so, and QEMU's server does (`v9fs_clunk`). Linux's client does not pass it on: its
+    /// close(2) ends in `v9fs_dir_release`, whose result the VFS ignores; a guest that must know calls fsync.
     pub(crate) fn clunk(&self, m: &Tclunk, reply: &Reply<'_>, how: How) -> Result<Outcome, Failure> {
         // Closing a file of a network file system waits until all that was written has arrived.
         let may_wait = how != How::Inline || !self.share.may_hang();
-        if self.with(|tables| tables.clunk_idle(m.fid, may_wait)) {
+        if let Some(written) = self.with(|tables| tables.clunk_idle(m.fid, may_wait)) {
+            close(written)?;
             return Ok(reply.send(&Rclunk));
         }
         if !may_wait {
@@ -271,6 +276,7 @@ impl Session {
                 .and_then(|()| self.set_xattr(&pin))
                 .map_err(Failure::settled)?;
         }
+        close(self.with(|tables| tables.take_written_last(&pin.view)))?;
         Ok(reply.send(&Rclunk))
     }
 
@@ -316,5 +322,13 @@ impl Session {
             let locks = locks.get_or_insert_with(|| self.locks());
             self.release_fid(locks, pin);
         }
+    }
+}
+
+/// Closes what a file was written through. The request has had its effect then, whatever comes of it.
+fn close(written: Option<OwnedFd>) -> Result<(), Failure> {
+    match written {
+        Some(file) => host::sys::io::close(file).map_err(|error| Failure::from(error).settled()),
+        None => Ok(()),
     }
 }

@@ -1,4 +1,5 @@
-//! When the host has no more descriptors to give. A test binary of its own, because the limit is the process's.
+//! When the host gives no more descriptors, and no longer files. A test binary of its own, because the limits are the
+//! process's.
 
 #[allow(dead_code)]
 #[path = "session/common.rs"]
@@ -6,9 +7,15 @@ mod common;
 
 use common::*;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use testkit::client::Errno;
+
+/// One test at a time.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 #[test]
 fn running_out_of_descriptors_is_no_error() {
+    let _turn = TURN.lock();
     let mut f = Fixture::new();
     for at in 0..300 {
         f.write(&at.to_string(), "data");
@@ -32,4 +39,25 @@ fn running_out_of_descriptors_is_no_error() {
             .unwrap();
         f.client.clunk(1000).unwrap();
     }
+}
+
+#[test]
+fn a_file_that_may_not_be_longer() {
+    let _turn = TURN.lock();
+    const MOST: u32 = 200_000;
+    // As the program does: without, the kernel would end this process.
+    SigSet::from(Signal::SIGXFSZ).thread_block().unwrap();
+    let mut f = Fixture::new();
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+    setrlimit(Resource::RLIMIT_FSIZE, MOST.into(), hard).unwrap();
+    f.create(1, "file", O_RDWR);
+    assert_eq!(f.client.write(1, 0, &[7; 300_000]), Ok(MOST));
+    assert_eq!(f.host("file").len(), MOST.into());
+    assert_eq!(f.client.write(1, MOST.into(), b"more"), Err(Errno::EFBIG));
+    assert_eq!(f.client.write(1, u64::from(MOST) - 2, b"more"), Ok(2));
+    assert_eq!(f.client.truncate(1, u64::from(MOST) + 1), Err(Errno::EFBIG));
+    f.create(2, "log", O_WRONLY | O_APPEND);
+    assert_eq!(f.client.write(2, 0, &[7; 300_000]), Ok(MOST));
+    assert_eq!(f.client.write(2, 0, b"more"), Err(Errno::EFBIG));
+    assert_eq!(f.client.write(1, 0, b"still"), Ok(5));
 }

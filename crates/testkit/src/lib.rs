@@ -16,6 +16,7 @@
 
 pub mod client;
 pub mod frontend;
+pub mod fuse;
 pub mod layout;
 pub mod machine;
 pub mod memory;
@@ -27,6 +28,7 @@ pub mod vhost_user;
 
 pub use client::{Client, Entry, Errno, Lock};
 pub use frontend::{Frontend, Vmm};
+pub use fuse::Fuse;
 pub use layout::{Pages, Slot};
 pub use machine::{Machine, MachineOptions};
 pub use memory::{Area, GuestMemory, Region};

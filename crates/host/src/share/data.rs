@@ -9,10 +9,11 @@ use crate::attr::Caller;
 use crate::iovec::IoVec;
 use crate::sys;
 
-/// What a guest's open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_APPEND (the fid's), O_DIRECT (the
-/// guest's buffers need not be aligned as the host wants them), O_NOFOLLOW (there is no link to follow), and
-/// nothing that changes what a descriptor is.
+/// What an open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_DIRECT (the guest's buffers need not be
+/// aligned as the host wants them), O_NOFOLLOW (there is no link to follow), and nothing that changes what a
+/// descriptor is.
 const FLAGS: i32 = libc::O_ACCMODE
+    | libc::O_APPEND
     | libc::O_TRUNC
     | libc::O_DSYNC
     | libc::O_SYNC
@@ -38,10 +39,30 @@ const NEVER_WAITS: u8 = 2;
 const CANNOT_TELL: u8 = 3;
 
 impl Share {
-    /// Opens a regular file or directory for I/O; `flags` are Linux `O_*` (the server has removed O_CREAT and
-    /// O_APPEND: append is the fid's). Special files and symlinks: ENXIO / ELOOP, never opened. EROFS.
+    /// Opens a regular file or directory for I/O; `flags` are Linux `O_*`, of which some are dropped. With O_APPEND
+    /// all that is written goes to the end, wherever it is meant to go. Special files and symlinks: ENXIO / ELOOP,
+    /// never opened. EROFS.
     pub fn open_object(&self, caller: Caller, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {
         self.run("open", caller, object, None, || self.open_now(object, flags))
+    }
+
+    /// As [`Share::open_object`] without O_APPEND, for somebody who appends; true when the file would only be opened
+    /// with it. Linux refuses to open a file with the append-only attribute (chattr +a) for writing in any other way
+    /// (EPERM, `may_open`).
+    pub fn open_to_append(
+        &self,
+        caller: Caller,
+        object: &Object<'_>,
+        flags: i32,
+    ) -> io::Result<(OwnedFd, bool)> {
+        self.run("open", caller, object, None, || {
+            match self.open_now(object, flags & !libc::O_APPEND) {
+                Err(e) if sys::errno(&e) == libc::EPERM => {
+                    Ok((self.open_now(object, flags | libc::O_APPEND)?, true))
+                }
+                other => Ok((other?, false)),
+            }
+        })
     }
 
     pub(super) fn open_now(&self, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {

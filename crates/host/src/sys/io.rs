@@ -1,7 +1,7 @@
 //! Data, directory listings, locks.
 
 use std::io::Result;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use super::{error, retry, retry_size};
 use crate::iovec::IoVec;
@@ -60,6 +60,18 @@ pub fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
         }
     })
     .map(drop)
+}
+
+/// close(2). EINTR is none: Linux has closed the descriptor then.
+pub fn close(fd: OwnedFd) -> Result<()> {
+    // SAFETY: the descriptor is given up, so it is closed once; no memory is passed.
+    match unsafe { libc::close(fd.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => match std::io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EINTR) => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 /// lseek(2) to an absolute position, of a directory to a cookie.

@@ -197,6 +197,39 @@ fn writeback_on_an_appending_fid_is_positioned() {
 }
 
 #[test]
+fn an_append_only_file_is_appended_to() {
+    let chattr = |how: &str, file: &std::path::Path| {
+        let status = std::process::Command::new("chattr").arg(how).arg(file).status();
+        status.is_ok_and(|status| status.success())
+    };
+    each(|mut f| {
+        f.write("log", "0123456789");
+        // Needs CAP_LINUX_IMMUTABLE and a file system that has the attribute.
+        if !chattr("+a", &f.path("log")) {
+            println!("left out: no append-only attribute here");
+            return;
+        }
+        // Linux refuses every descriptor that could write elsewhere; with a write-back cache it asks for one first.
+        f.client.walk_all(0, 1, &["log"]).unwrap();
+        assert_eq!(f.client.lopen(1, O_RDWR), Err(Errno::EPERM));
+        f.client.lopen(1, O_RDWR | O_APPEND).unwrap();
+        f.client.write(1, 10, b"abc").unwrap();
+        f.client.write(1, 0, b"def").unwrap();
+        f.open(2, "log", O_WRONLY | O_APPEND);
+        f.client.write(2, 5, b"ghi").unwrap();
+        f.client.clone_fid(0, 3).unwrap();
+        f.client
+            .lcreate(3, "log", O_WRONLY | O_APPEND, 0o644, gid())
+            .unwrap();
+        f.client.write(3, 5, b"jkl").unwrap();
+        assert_eq!(f.client.truncate(2, 0), Err(Errno::EPERM));
+        let now = std::fs::read(f.path("log")).unwrap();
+        assert!(chattr("-a", &f.path("log")));
+        assert_eq!(now, b"0123456789abcdefghijkl");
+    });
+}
+
+#[test]
 fn a_refused_rdwr_does_not_make_a_client_uncached() {
     // With a write-back cache Linux tries O_RDWR and falls back to O_WRONLY; the other files stay cached.
     use std::os::unix::fs::{PermissionsExt, chown};

@@ -16,6 +16,7 @@ mod version;
 mod walk;
 mod xattr;
 
+mod failing;
 mod hang;
 mod many;
 mod threads;

@@ -121,6 +121,49 @@ fn shared_fids_may_go_at_any_time() {
     assert_eq!(f.session.usage(), server::Usage::default());
 }
 
+/// Guests without a write-back cache, two processes each, and the host append to one file. Each thinks that it knows
+/// where the end is, and is wrong most of the time.
+#[test]
+fn appenders_lose_no_line() {
+    const LINES: usize = 200;
+    let f = Fixture::with(SecurityModel::Squash, Limits::default());
+    f.write("log", "");
+    let sessions = [f.session.clone(), f.another().into_transport().session];
+    let line = |who: usize, at: usize| format!("{who}:{at}:{}\n", "x".repeat(at * 7));
+    std::thread::scope(|scope| {
+        for (guest, session) in sessions.iter().enumerate() {
+            for process in 0..2usize {
+                scope.spawn(move || {
+                    let mut client = join(session, how(process as u32));
+                    let fid = 10 + process as u32;
+                    client.walk_all(0, fid, &["log"]).unwrap();
+                    client.lopen(fid, O_WRONLY | O_APPEND).unwrap();
+                    let mut end = 0;
+                    for at in 0..LINES {
+                        let line = line(2 * guest + process, at);
+                        assert_eq!(client.write(fid, end, line.as_bytes()), Ok(line.len() as u32));
+                        end += line.len() as u64;
+                    }
+                });
+            }
+        }
+        scope.spawn(|| {
+            let mut host = std::fs::File::options().append(true).open(f.path("log")).unwrap();
+            for at in 0..LINES {
+                std::io::Write::write_all(&mut host, line(4, at).as_bytes()).unwrap();
+            }
+        });
+    });
+    let text = std::fs::read_to_string(f.path("log")).unwrap();
+    let mut next = [0; 5];
+    for found in text.split_inclusive('\n') {
+        let who = found.split(':').next().unwrap().parse::<usize>().unwrap();
+        assert_eq!(found, line(who, next[who]), "in the order they were written");
+        next[who] += 1;
+    }
+    assert_eq!(next, [LINES; 5]);
+}
+
 #[test]
 fn locks_of_threads_and_guests() {
     let f = Fixture::with(SecurityModel::Squash, Limits::default());
