@@ -19,6 +19,7 @@ use crate::sys::attr::Statx;
 use crate::sys::cred::{CAP_FSETID, Caps};
 use crate::sys::xattr::Target;
 use crate::sys::{self, ProcFd};
+use crate::version::version;
 
 /// See the module's text.
 pub struct Context {
@@ -47,7 +48,7 @@ impl Context {
         }
         let root_key = (identity::device(&stat), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
-        devices.note(sys::attr::statfs(root.as_fd())?.f_type);
+        devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
         Ok(Context {
             devices,
             root,
@@ -121,7 +122,7 @@ impl Context {
             ino: stat.stx_ino,
             birth: time(&stat.stx_btime),
             unique: self.devices.unique(dev, stat.stx_ino, any)?,
-            version: identity::version(stat),
+            version: version(stat, self.devices.apart(dev)),
             host_type,
             file_type: FileType::from_mode(host_type),
         })

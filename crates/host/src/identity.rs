@@ -19,9 +19,12 @@ use crate::options::MultiDevs;
 use crate::remote::is_remote;
 use crate::sys;
 use crate::sys::attr::Statx;
+use crate::version::tells_changes_apart;
 
 const INO_BITS: u32 = 48;
 const TAG_MASK: u64 = 0x7fff;
+/// Kept with the tag: the file system tells changes apart.
+const APART: u64 = 1 << 32;
 
 /// More file systems than this below one share do not get tags of their own: EOVERFLOW.
 const DEVICES: usize = 1024;
@@ -33,8 +36,10 @@ pub struct Devices {
     warned: AtomicBool,
     /// One of them is a file system of the network's.
     remote: AtomicBool,
+    /// The root's tells changes apart.
+    apart: AtomicBool,
     count: AtomicUsize,
-    /// (device number, tag), valid below `count`.
+    /// (device number, tag and [`APART`]), valid below `count`.
     known: Box<[(AtomicU64, AtomicU64)]>,
     adding: Mutex<()>,
 }
@@ -45,7 +50,7 @@ pub fn device(stat: &Statx) -> u64 {
 }
 
 /// A good mix of two numbers (the finalizer of MurmurHash3, twice), the same on every host and in every release.
-fn mix(a: u64, b: u64) -> u64 {
+pub fn mix(a: u64, b: u64) -> u64 {
     let step = |mut x: u64| {
         x ^= x >> 33;
         x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
@@ -54,14 +59,6 @@ fn mix(a: u64, b: u64) -> u64 {
         x ^ (x >> 33)
     };
     step(step(a).wrapping_add(b))
-}
-
-/// Changes whenever content does: from ctime, which moves with every change of content and which nobody can set
-/// back, and the size. Never 0, which would tell a Linux client not to use its page cache.
-pub fn version(stat: &Statx) -> u32 {
-    let time = (stat.stx_ctime.tv_sec.cast_unsigned() << 30) ^ u64::from(stat.stx_ctime.tv_nsec);
-    let mixed = mix(time, stat.stx_size);
-    ((mixed >> 32) as u32 ^ mixed as u32).max(1)
 }
 
 fn number(tag: u64, ino: u64) -> u64 {
@@ -80,6 +77,7 @@ impl Devices {
             policy,
             warned: AtomicBool::new(false),
             remote: AtomicBool::new(false),
+            apart: AtomicBool::new(false),
             count: AtomicUsize::new(0),
             known: (0..DEVICES).map(|_| Default::default()).collect(),
             adding: Mutex::new(()),
@@ -96,10 +94,24 @@ impl Devices {
         self.remote.load(Ordering::Relaxed)
     }
 
+    /// Takes note of the `f_type` of the root's file system.
+    pub fn note_root(&self, f_type: libc::c_long) {
+        self.note(f_type);
+        self.apart.store(tells_changes_apart(f_type), Ordering::Relaxed);
+    }
+
     /// Takes note of a file system's `f_type`.
     pub fn note(&self, f_type: libc::c_long) {
         if is_remote(f_type) {
             self.remote.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the file system of device `dev`, which has been seen, [tells changes apart](tells_changes_apart).
+    pub fn apart(&self, dev: u64) -> bool {
+        match dev == self.root {
+            true => self.apart.load(Ordering::Relaxed),
+            false => self.find(dev).is_some_and(|tag| tag & APART != 0),
         }
     }
 
@@ -122,7 +134,7 @@ impl Devices {
                 let _ = self.tag(dev, any);
                 Ok(ino)
             }
-            MultiDevs::Remap => Ok(number(self.tag(dev, any)?, ino)),
+            MultiDevs::Remap => Ok(number(self.tag(dev, any)? & TAG_MASK, ino)),
         }
     }
 
@@ -152,8 +164,17 @@ impl Devices {
         let count = self.count.load(Ordering::Relaxed);
         let (known, free) = self.known.split_at(count.min(DEVICES));
         let slot = free.first().ok_or_else(|| sys::error(libc::EOVERFLOW))?;
-        while known.iter().any(|entry| entry.1.load(Ordering::Relaxed) == tag) {
+        let taken = |tag| {
+            let mut tags = known
+                .iter()
+                .map(|entry| entry.1.load(Ordering::Relaxed) & TAG_MASK);
+            tags.any(|other| other == tag)
+        };
+        while taken(tag) {
             tag = tag % TAG_MASK + 1;
+        }
+        if tells_changes_apart(statfs.f_type) {
+            tag |= APART;
         }
         slot.0.store(dev, Ordering::Relaxed);
         slot.1.store(tag, Ordering::Relaxed);
@@ -207,21 +228,5 @@ mod tests {
         assert_eq!(table.unique(1, 5, here.as_fd()).unwrap(), 5);
         let table = Devices::new(1, MultiDevs::Warn);
         assert_eq!(table.unique(2, 5, here.as_fd()).unwrap(), 5);
-    }
-
-    #[test]
-    fn a_version_is_never_zero_and_moves_with_time_and_size() {
-        let here = std::fs::File::open("/").unwrap();
-        let mut stat = sys::attr::stat(here.as_fd()).unwrap();
-        let mut seen = std::collections::HashSet::new();
-        for nsec in 0..100 {
-            for size in 0..100 {
-                stat.stx_ctime.tv_nsec = nsec;
-                stat.stx_size = size;
-                assert_ne!(version(&stat), 0);
-                seen.insert(version(&stat));
-            }
-        }
-        assert!(seen.len() > 9990, "{}", seen.len());
     }
 }

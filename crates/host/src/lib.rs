@@ -25,6 +25,7 @@ mod remote;
 pub mod share;
 mod squash;
 pub mod sys;
+mod version;
 pub mod virtfs;
 
 pub use attr::{Attr, Caller, FileType, Identity, SetAttr, SetTime, StatFs, Time};

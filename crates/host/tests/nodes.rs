@@ -157,16 +157,51 @@ fn objects_of_several_file_systems_have_numbers_of_their_own() {
     .unwrap();
 }
 
+/// Changes of one size as fast as they come, each looked at: no two looks may be answered alike.
+fn versions_tell_changes_apart(f: &Fixture, path: &str, tick: u64) {
+    let node = f.create(path, libc::O_RDWR, 0o600);
+    let mut seen = HashSet::new();
+    for round in 0..500 {
+        match round % 2 {
+            0 => std::fs::write(f.dir.join(path), b"same size").unwrap(),
+            _ => drop(f.write(&node, 0, b"SAME SIZE").unwrap()),
+        }
+        let version = f.share.identify(&node.object()).unwrap().version;
+        assert!(seen.insert(version), "{path}: the same after change {round}");
+    }
+    // What has been left alone for longer than the file system's clock takes to move keeps its version.
+    std::thread::sleep(std::time::Duration::from_millis(tick));
+    let last = f.walk(path).id.version;
+    assert_eq!(f.walk(path).id.version, last);
+    assert_eq!(f.attr(&node).id.version, last);
+}
+
 #[test]
 fn a_version_changes_with_every_change_of_content() {
-    let f = Fixture::new(SecurityModel::Squash);
-    let node = f.create("file", libc::O_RDWR, 0o600);
-    let mut seen = HashSet::new();
-    for _ in 0..20 {
-        f.write(&node, 0, b"same size").unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        assert!(seen.insert(f.share.identify(&node.object()).unwrap().version));
+    versions_tell_changes_apart(&Fixture::new(SecurityModel::Squash), "file", 2200);
+}
+
+#[test]
+fn a_version_changes_where_time_goes_by_the_tick() {
+    if !is_root() {
+        return;
     }
+    std::thread::spawn(|| {
+        if !own_mounts() {
+            return;
+        }
+        let f = Fixture::new(SecurityModel::Squash);
+        for (kind, dir) in [(c"ramfs", "ram"), (c"tmpfs", "tmp")] {
+            std::fs::create_dir(f.dir.join(dir)).unwrap();
+            mount(kind, &f.dir.join(dir));
+            versions_tell_changes_apart(&f, &format!("{dir}/file"), 200);
+            // And as a root.
+            let g = Fixture::over(&f.dir.join(dir), SecurityModel::Squash, |_| {});
+            versions_tell_changes_apart(&g, "another", 200);
+        }
+    })
+    .join()
+    .unwrap();
 }
 
 #[test]

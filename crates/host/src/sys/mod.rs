@@ -6,6 +6,7 @@
 //! object, whatever became of its name, and never follows a symlink any further.
 
 pub mod attr;
+pub mod clock;
 pub mod cred;
 pub mod handle;
 pub mod io;

@@ -1,7 +1,7 @@
 //! A share on a fresh directory, and a way to run a test as somebody else.
 #![allow(dead_code)]
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -260,16 +260,13 @@ pub fn own_mounts() -> bool {
 
 /// Mounts a fresh tmpfs.
 pub fn mount_tmpfs(at: &Path) {
+    mount(c"tmpfs", at);
+}
+
+/// Mounts a fresh file system of a kind that needs no device.
+pub fn mount(kind: &CStr, at: &Path) {
     let at = c(at.to_str().unwrap());
     // SAFETY: NUL-terminated strings that live over the call.
-    let status = unsafe {
-        libc::mount(
-            c"tmpfs".as_ptr(),
-            at.as_ptr(),
-            c"tmpfs".as_ptr(),
-            0,
-            std::ptr::null(),
-        )
-    };
+    let status = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     assert_eq!(status, 0);
 }

@@ -261,6 +261,11 @@ pub fn seen(attr: &Attr) -> (u32, u32, u32) {
     (attr.mode, attr.uid, attr.gid)
 }
 
+/// All of an identity but the version: that of a file changed this very moment may be another one for every look.
+pub fn of_object(id: Identity) -> Identity {
+    Identity { version: 0, ..id }
+}
+
 fn names(list: &[u8]) -> Vec<String> {
     let mut names: Vec<_> = list
         .split_inclusive(|&b| b == 0)

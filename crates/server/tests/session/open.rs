@@ -12,7 +12,7 @@ fn open_gives_the_qid_and_whole_pages() {
         f.write("file", "data");
         let qid = f.client.walk_all(0, 1, &["file"]).unwrap();
         let answer = f.client.lopen(1, O_RDWR).unwrap();
-        assert_eq!(answer.qid, qid);
+        assert_eq!(answer.qid.path, qid.path);
         assert_eq!(answer.iounit, 507_904);
         f.client.clone_fid(0, 2).unwrap();
         assert_eq!(f.client.lopen(2, O_RDONLY).unwrap().iounit, 0);
@@ -85,7 +85,7 @@ fn create_makes_a_file() {
             .client
             .lcreate(1, "file", O_RDWR | O_EXCL, 0o4751, gid())
             .unwrap();
-        assert_eq!(f.client.stat(1).unwrap().qid, answer.qid);
+        assert_eq!(f.client.stat(1).unwrap().qid.path, answer.qid.path);
         assert_eq!(f.host("file").mode(), 0o104_751);
         f.client.write(1, 0, b"data").unwrap();
         assert_eq!(f.client.read(1, 0, 100).unwrap(), b"data");

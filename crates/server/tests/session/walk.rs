@@ -21,7 +21,7 @@ fn a_walk_gives_a_qid_per_name() {
             qids.iter().map(|q| q.kind).collect::<Vec<_>>(),
             [0x80, 0x80, 0x80, 0]
         );
-        assert_eq!(f.client.stat(1).unwrap().qid, qids[3]);
+        assert_eq!(f.client.stat(1).unwrap().qid.path, qids[3].path);
         assert_eq!(f.client.stat(1).unwrap().size, 4);
     });
 }
@@ -121,10 +121,10 @@ fn a_fid_can_walk_itself() {
     tree(&f);
     f.client.clone_fid(0, 1).unwrap();
     let qid = f.client.walk_all(1, 1, &["a", "b"]).unwrap();
-    assert_eq!(f.client.stat(1).unwrap().qid, qid);
+    assert_eq!(f.client.stat(1).unwrap().qid.path, qid.path);
     // A failed walk leaves it where it was.
     assert_eq!(f.client.walk(1, 1, &["c", "none"]).unwrap().len(), 1);
-    assert_eq!(f.client.stat(1).unwrap().qid, qid);
+    assert_eq!(f.client.stat(1).unwrap().qid.path, qid.path);
     // Not once it is open.
     f.client.lopen(1, O_RDONLY).unwrap();
     assert_eq!(f.client.walk(1, 1, &["c"]), Err(Errno::EINVAL));

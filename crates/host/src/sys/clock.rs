@@ -1,0 +1,52 @@
+//! The clock that the kernel stamps files with.
+
+use std::ffi::CStr;
+
+use crate::attr::Time;
+
+/// The time that a file gets which changes now, on a file system that stamps by the tick (1 to 10 ms). No system call:
+/// the kernel keeps it in memory that every process may read.
+pub fn tick() -> Time {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` lives over the call. The clock exists since Linux 2.6.32; without it the time stays 0, and no
+    // file is that old.
+    unsafe { libc::clock_gettime(libc::CLOCK_REALTIME_COARSE, &raw mut now) };
+    Time {
+        sec: now.tv_sec,
+        nsec: u32::try_from(now.tv_nsec).unwrap_or(0),
+    }
+}
+
+/// The kernel's version, as in 6.13; 0.0 when it does not say.
+pub fn kernel() -> (u32, u32) {
+    // SAFETY: a utsname of zeros is a valid one (plain bytes).
+    let mut name: libc::utsname = unsafe { std::mem::zeroed() };
+    // SAFETY: `name` lives over the call.
+    unsafe { libc::uname(&raw mut name) };
+    let bytes = name.release.map(|c| c as u8);
+    let release = CStr::from_bytes_until_nul(&bytes).unwrap_or_default();
+    parse(release.to_str().unwrap_or_default())
+}
+
+fn parse(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut next = || numbers.next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    (next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_has_a_version_and_a_clock() {
+        assert!(kernel() >= (4, 0));
+        assert_eq!(parse("6.13.0-rc1+"), (6, 13));
+        assert_eq!(parse("7.0-amd64"), (7, 0));
+        assert_eq!(parse(""), (0, 0));
+        assert!(tick().sec > 1_500_000_000);
+    }
+}
