@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Parser, ValueEnum};
+use device::DeviceOptions;
 use host::idmap::{IdPair, IdRange, IdSpan};
 use server::Limits;
 
@@ -132,9 +133,11 @@ pub struct Args {
           help_heading = WORK)]
     pub poll_us: u64,
 
-    /// Most threads for requests that wait for the disk
+    /// Threads for requests that wait for the disk
     ///
-    /// Started when needed: for fsync, for reads that are not in the page cache, for slow file systems.
+    /// Started when needed: for fsync, for reads that are not in the page cache, for slow file systems. A request that
+    /// takes longer than 100 ms is not counted, and another thread takes its place, up to 128 in all, so that what
+    /// hangs does not hold up the rest.
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=256),
           help_heading = WORK)]
     pub io_threads: u16,
@@ -148,7 +151,7 @@ pub struct Args {
 
     /// Most open descriptors, at most the hard limit [default: the hard limit]
     ///
-    /// The guest is not limited by it: files beyond it are reopened when they are used.
+    /// A file that the guest has open takes two; names beyond the limit are found again when they are used.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(256..), help_heading = WORK)]
     pub rlimit_nofile: Option<u64>,
 
@@ -174,6 +177,19 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_locks, value_parser = at_least::<2>,
           help_heading = LIMITS)]
     pub max_locks: usize,
+
+    /// Most requests that wait for a lock; others are answered as blocked, and Linux asks again after 30 s
+    ///
+    /// Never more than half of the queue, or of --max-requests: there must be room for the request that unlocks.
+    #[arg(long, value_name = "N", default_value_t = DeviceOptions::default().max_lock_waiters, help_heading = LIMITS)]
+    pub max_lock_waiters: usize,
+
+    /// Most requests at work at a time; others wait in the queue
+    ///
+    /// There are never more than the queue has entries: vq_size in QEMU's line.
+    #[arg(long, value_name = "N", default_value_t = DeviceOptions::default().max_requests,
+          value_parser = clap::value_parser!(u32).range(2..), help_heading = LIMITS)]
+    pub max_requests: u32,
 
     /// What to tell on stderr
     ///

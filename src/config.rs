@@ -95,6 +95,9 @@ impl Config {
                 tag: args.tag.clone().into_bytes(),
                 io_threads: usize::from(args.io_threads),
                 poll_max: Duration::from_micros(args.poll_us),
+                max_requests: args.max_requests,
+                max_lock_waiters: args.max_lock_waiters,
+                ..DeviceOptions::default()
             },
             limits: Limits {
                 max_fids: args.max_fids,

@@ -8,6 +8,9 @@ use wire::*;
 
 use crate::program::{Program, answer, frame};
 
+/// Requests that hang at a time: more than there are threads for what may block.
+const HUNG: u16 = 12;
+
 /// A program whose share has such a file system in it; `None` where none can be mounted.
 fn hung(program: &Program) -> Option<(Machine, Fuse)> {
     let target = program.share().join("hung");
@@ -52,6 +55,27 @@ fn a_file_system_that_hangs_holds_up_its_own_requests_only() {
         panic!("{answered:?}");
     };
     assert_eq!(error.ecode, libc::EIO as u32);
+}
+
+#[test]
+fn more_of_them_than_there_are_threads_do_so_too() {
+    let program = Program::start(&["--io-threads", "2"]);
+    let Some((mut machine, fuse)) = hung(&program) else {
+        return;
+    };
+    let tokens: Vec<u16> = (0..HUNG).map(|at| look(&mut machine, 40_000 + at)).collect();
+    // Every request on this share is for threads that may block: these get some, and fsyncs and reads theirs.
+    scenario::end_to_end(&mut machine.client, &program.share());
+    let transport = machine.client.transport();
+    for &token in &tokens {
+        assert!(transport.try_reply(token).is_none());
+    }
+    drop(fuse);
+    for (at, token) in (0u16..).zip(tokens) {
+        let answered = machine.client.transport().wait(token);
+        assert!(matches!(answer(&answered, 40_000 + at), Rmessage::Lerror(_)));
+    }
+    scenario::end_to_end(&mut machine.client, &program.share());
 }
 
 #[test]

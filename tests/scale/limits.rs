@@ -5,7 +5,7 @@ use std::fs;
 use testkit::{Errno, Machine};
 use wire::*;
 
-use crate::program::Program;
+use crate::program::{Program, answer, frame, host_lock};
 
 fn machine(program: &Program) -> Machine {
     fs::write(program.share().join("file"), "content").expect("write");
@@ -99,4 +99,48 @@ fn a_file_that_may_not_be_longer_does_not_end_the_program() {
     assert_eq!(client.write(1, 10_000, b"more"), Err(Errno::EFBIG));
     assert_eq!(client.truncate(1, 10_001), Err(Errno::EFBIG));
     assert_eq!(client.stat(1).expect("getattr").size, 10_000);
+}
+
+#[test]
+fn requests_and_lock_waiters() {
+    let program = Program::start(&["--max-requests", "6", "--max-lock-waiters", "2"]);
+    let mut machine = machine(&program);
+    let file = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(program.share().join("file"))
+        .expect("open");
+    assert!(host_lock(&file, libc::F_WRLCK, 0, 0));
+    machine.client.walk_all(0, 1, &["file"]).expect("walk");
+    machine.client.lopen(1, P9_DOTL_RDWR).expect("open");
+    let transport = machine.client.transport();
+    let lock = |tag: u16| Tlock {
+        fid: 1,
+        kind: P9_LOCK_TYPE_WRLCK,
+        flags: P9_LOCK_FLAGS_BLOCK,
+        start: tag.into(),
+        length: 1,
+        proc_id: tag.into(),
+        client_id: b"guest",
+    };
+    let status = |reply: &[u8], tag: u16| match answer(reply, tag) {
+        Rmessage::Lock(lock) => lock.status,
+        other => panic!("{other:?}"),
+    };
+    // More than may be at work at a time.
+    let mut waiting: Vec<(u16, u16)> = (0..40)
+        .map(|tag| (tag, transport.send(&frame(lock(tag), tag), &[], 4096)))
+        .collect();
+    for _ in 2..40 {
+        let (token, reply) = transport.next_reply();
+        let at = waiting.iter().position(|asked| asked.1 == token).expect("asked");
+        let (tag, _) = waiting.swap_remove(at);
+        assert_eq!(status(&reply, tag), P9_LOCK_BLOCKED);
+    }
+    machine.client.stat(1).expect("the others go on");
+    assert!(host_lock(&file, libc::F_UNLCK, 0, 0));
+    for (tag, token) in waiting {
+        let reply = machine.client.transport().wait(token);
+        assert_eq!(status(&reply, tag), P9_LOCK_SUCCESS);
+    }
 }

@@ -16,7 +16,7 @@ use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_con
 
 use crate::handler::Handler;
 use crate::memory::Memory;
-use crate::pool::Pool;
+use crate::pool::{Pool, PoolLimits};
 use crate::queue::Worker;
 use crate::vring::{GuestMemory, Vring, lock};
 
@@ -34,8 +34,15 @@ pub const MAX_TAG: usize = 254;
 pub struct DeviceOptions {
     /// The mount tag, 1..=[`MAX_TAG`] bytes.
     pub tag: Vec<u8>,
-    /// Most threads for requests that block; at least 1.
+    /// Threads for requests that block; at least 1.
     pub io_threads: usize,
+    /// Most of them: further ones are started when a request has blocked for long.
+    pub max_io_threads: usize,
+    /// Most requests taken and not yet answered; at least 1. Others stay in the ring.
+    pub max_requests: u32,
+    /// Most requests that wait for a lock, and never more than half of what the ring or `max_requests` lets be in
+    /// flight, so that there is room for those that let go. Others are answered as blocked.
+    pub max_lock_waiters: usize,
     /// Longest look at the ring before sleeping; zero: none.
     pub poll_max: Duration,
 }
@@ -45,6 +52,10 @@ impl Default for DeviceOptions {
         DeviceOptions {
             tag: b"share".to_vec(),
             io_threads: 4,
+            // More than an ordinary ring has requests.
+            max_io_threads: 128,
+            max_requests: 4096,
+            max_lock_waiters: 1024,
             poll_max: Duration::from_micros(50),
         }
     }
@@ -95,7 +106,13 @@ impl Backend {
     /// Makes the worker when the queue is first seen.
     fn worker(&self, vring: &Vring) -> Worker {
         let mut known = lock(&self.queue);
-        let pool = Pool::new(Arc::clone(&self.handler), vring.clone(), self.options.io_threads);
+        vring.set_most(self.options.max_requests);
+        let limits = PoolLimits {
+            threads: self.options.io_threads,
+            max_threads: self.options.max_io_threads,
+            max_waiting: self.options.max_lock_waiters,
+        };
+        let pool = Pool::new(Arc::clone(&self.handler), vring.clone(), limits);
         if let Some(memory) = &known.1 {
             vring.set_memory(Arc::clone(memory));
         }

@@ -5,7 +5,7 @@
 //! which the client ignores, if it was only waiting, else with its reply. Plain data; the pool has the threads.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::job::Job;
 use crate::ring::Used;
@@ -22,6 +22,15 @@ struct Waiting {
     seen: u64,
 }
 
+/// A request at work.
+#[derive(Debug)]
+struct Running {
+    tag: u16,
+    since: Instant,
+    /// It waited, and may do so again.
+    waited: bool,
+}
+
 /// An Rflush that must not go before another reply.
 #[derive(Debug)]
 struct Parked {
@@ -35,14 +44,25 @@ struct Parked {
 pub struct Inflight {
     queue: VecDeque<Box<Job>>,
     waiting: Vec<Waiting>,
-    /// Tags of the requests that are being worked on outside the queue thread.
-    running: Vec<u16>,
+    /// The requests that are being worked on outside the queue thread.
+    running: Vec<Running>,
     parked: Vec<Parked>,
     #[expect(
         clippy::vec_box,
         reason = "a job is boxed once and moves between lists by its pointer"
     )]
     spare: Vec<Box<Job>>,
+}
+
+/// How many requests are at work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AtWork {
+    /// Not for long.
+    pub active: usize,
+    /// For so long that they may never end.
+    pub stuck: usize,
+    /// When the next one will be stuck.
+    pub next: Option<Instant>,
 }
 
 /// What became of a request that wants to wait.
@@ -66,14 +86,38 @@ impl Inflight {
     }
 
     /// The next request to begin; it is running from now on, until [`Inflight::ended`] or [`Inflight::wait_again`].
-    pub fn take_queued(&mut self) -> Option<Box<Job>> {
+    pub fn take_queued(&mut self, now: Instant) -> Option<Box<Job>> {
         let job = self.queue.pop_front()?;
-        self.running.push(job.tag());
+        self.start(&job, now);
         Some(job)
     }
 
+    fn start(&mut self, job: &Job, since: Instant) {
+        self.running.push(Running {
+            tag: job.tag(),
+            since,
+            waited: job.waited(),
+        });
+    }
+
+    /// Who is at work at `now`; a request that has been for `long` is stuck.
+    pub fn at_work(&self, now: Instant, long: Duration) -> AtWork {
+        let mut found = AtWork::default();
+        for running in &self.running {
+            let until = running.since + long;
+            if until <= now {
+                found.stuck += 1;
+            } else {
+                found.active += 1;
+                found.next = Some(found.next.map_or(until, |next| next.min(until)));
+            }
+        }
+        found
+    }
+
     /// A request that was not running waits from now on.
-    pub fn wait(&mut self, job: Box<Job>, retry: Instant, seen: u64) {
+    pub fn wait(&mut self, mut job: Box<Job>, retry: Instant, seen: u64) {
+        job.note_wait();
         self.waiting.push(Waiting { job, retry, seen });
     }
 
@@ -96,6 +140,11 @@ impl Inflight {
         self.waiting.len()
     }
 
+    /// How many wait or are being tried again.
+    pub fn waiters(&self) -> usize {
+        self.waiting.len() + self.running.iter().filter(|running| running.waited).count()
+    }
+
     /// When the first of those that wait is due.
     pub fn next_retry(&self) -> Option<Instant> {
         self.waiting.iter().map(|waiting| waiting.retry).min()
@@ -108,7 +157,7 @@ impl Inflight {
             .waiting
             .iter()
             .position(|waiting| waiting.retry <= now || waiting.seen != wakes)?;
-        Some(self.start_waiting(due))
+        Some(self.start_waiting(due, now))
     }
 
     /// Lets all that are due before `until` be due then: the queue is not open.
@@ -122,19 +171,19 @@ impl Inflight {
     }
 
     /// Any one that waits; it is running from now on.
-    pub fn take_waiting(&mut self) -> Option<Box<Job>> {
-        (!self.waiting.is_empty()).then(|| self.start_waiting(0))
+    pub fn take_waiting(&mut self, now: Instant) -> Option<Box<Job>> {
+        (!self.waiting.is_empty()).then(|| self.start_waiting(0, now))
     }
 
-    fn start_waiting(&mut self, index: usize) -> Box<Job> {
+    fn start_waiting(&mut self, index: usize, now: Instant) -> Box<Job> {
         // In order, so that locks are tried in the order they were asked for.
         let job = self.waiting.remove(index).job;
-        self.running.push(job.tag());
+        self.start(&job, now);
         job
     }
 
     fn forget_running(&mut self, tag: u16) {
-        if let Some(index) = self.running.iter().position(|running| *running == tag) {
+        if let Some(index) = self.running.iter().position(|running| running.tag == tag) {
             self.running.swap_remove(index);
         }
     }
@@ -194,7 +243,8 @@ impl Inflight {
                 self.reuse(job);
             }
         }
-        if begun || self.running.contains(&oldtag) || self.parked.iter().any(|flush| flush.tag == oldtag) {
+        let runs = begun || self.running.iter().any(|running| running.tag == oldtag);
+        if runs || self.parked.iter().any(|flush| flush.tag == oldtag) {
             self.parked.push(Parked { tag, oldtag, used });
         } else {
             out.push(used);
@@ -266,15 +316,18 @@ mod tests {
         assert_eq!(inflight.flush(11, 20, used(4, 7), &mut out), 0);
         assert_eq!(inflight.flush(12, 21, used(5, 7), &mut out), 1);
         assert_eq!(out, [used(2, 0), used(4, 7), used(3, 0), used(5, 7)]);
-        assert_eq!(inflight.take_queued().map(|job| job.tag()), Some(10));
-        assert!(inflight.take_queued().is_none() && inflight.waiting() == 0);
+        assert_eq!(
+            inflight.take_queued(Instant::now()).map(|job| job.tag()),
+            Some(10)
+        );
+        assert!(inflight.take_queued(Instant::now()).is_none() && inflight.waiting() == 0);
     }
 
     #[test]
     fn what_runs_ends_before_all_its_rflushes_and_theirs() {
         let (mut inflight, mut out) = (Inflight::default(), Vec::new());
         inflight.enqueue(job(1, 10));
-        let running = inflight.take_queued().unwrap();
+        let running = inflight.take_queued(Instant::now()).unwrap();
         inflight.flush(10, 20, used(2, 7), &mut out);
         inflight.flush(20, 21, used(3, 7), &mut out);
         inflight.flush(10, 22, used(4, 7), &mut out);
@@ -290,7 +343,7 @@ mod tests {
     fn duplicate_tags_cannot_make_flushes_wait_for_each_other() {
         let (mut inflight, mut out) = (Inflight::default(), Vec::new());
         inflight.enqueue(job(1, 5));
-        let running = inflight.take_queued().unwrap();
+        let running = inflight.take_queued(Instant::now()).unwrap();
         inflight.flush(5, 9, used(2, 7), &mut out);
         inflight.flush(9, 5, used(3, 7), &mut out);
         inflight.flush(5, 9, used(4, 7), &mut out);
@@ -306,11 +359,36 @@ mod tests {
         inflight.wait(job(1, 10), now + Duration::from_secs(60), 3);
         assert!(inflight.take_due(now, 3).is_none());
         let running = inflight.take_due(now, 4).unwrap();
+        assert_eq!(
+            (inflight.waiting(), inflight.waiters()),
+            (0, 1),
+            "it keeps its place"
+        );
         inflight.flush(10, 20, used(2, 7), &mut out);
         assert!(out.is_empty());
         assert_eq!(inflight.wait_again(running, now, 4, &mut out), Waits::Flushed);
         assert_eq!(out, [used(1, 0), used(2, 7)]);
         assert_eq!(inflight.waiting(), 0);
+    }
+
+    #[test]
+    fn what_has_been_at_work_for_long_is_stuck() {
+        let mut inflight = Inflight::default();
+        let (now, long) = (Instant::now(), Duration::from_secs(1));
+        for tag in 0..3 {
+            inflight.enqueue(job(tag, tag));
+        }
+        inflight.take_queued(now);
+        inflight.take_queued(now + long / 2);
+        let at = |now| inflight.at_work(now, long);
+        let (active, stuck) = (at(now).active, at(now).stuck);
+        assert_eq!((active, stuck, at(now).next), (2, 0, Some(now + long)));
+        let later = at(now + long);
+        assert_eq!((later.active, later.stuck), (1, 1));
+        assert_eq!(later.next, Some(now + long * 3 / 2));
+        assert_eq!(at(now + long * 2).next, None);
+        inflight.ended(0, used(0, 7), &mut Vec::new());
+        assert_eq!(inflight.at_work(now + long, long).stuck, 0);
     }
 
     #[test]

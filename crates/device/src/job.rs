@@ -46,6 +46,7 @@ pub struct Job {
     bulk: usize,
     progress: u64,
     begun: bool,
+    waited: bool,
     /// Keeps the pieces mapped once the request leaves the queue thread's hands.
     memory: Option<Arc<Memory>>,
 }
@@ -56,6 +57,7 @@ impl Job {
         self.head = head;
         self.progress = 0;
         self.begun = false;
+        self.waited = false;
         self.memory = None;
         chain::walk(ring, head, &mut self.readable, &mut self.writable).map_err(Malformed::Chain)?;
         let readable = IoVec::total(&self.readable);
@@ -105,6 +107,16 @@ impl Job {
     /// Whether part of the work is done, so that it must be ended, not cancelled.
     pub fn begun(&self) -> bool {
         self.begun
+    }
+
+    /// Notes that it waits.
+    pub fn note_wait(&mut self) {
+        self.waited = true;
+    }
+
+    /// Whether it has waited before.
+    pub fn waited(&self) -> bool {
+        self.waited
     }
 
     /// Keeps the guest's memory mapped for as long as this request lives.

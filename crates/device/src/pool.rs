@@ -1,7 +1,14 @@
 //! The threads that may block, and what waits for a lock.
 //!
-//! Threads are started when there is work and none is free, up to the limit; a request that waits costs no thread:
-//! whichever thread is free tries it again when the session says that something was released, or when its time comes.
+//! Threads are started when there is work and none is free. So many are kept for requests that take a moment: reads
+//! from a disk, fsyncs. A request that takes much longer may hang (on a server that is gone, a disk that is
+//! broken); the thread it has is not counted any more, and another takes its place, up to a limit that is above what a
+//! ring usually holds. To tell when that is so takes a clock, so there is one thread more than may work while all of
+//! these are busy. What is too many goes again.
+//!
+//! A request that waits costs no thread: whichever thread is free tries it again when the session says that something
+//! was released, or when its time comes. Such requests may have half of what can be in flight and no more: a guest
+//! whose every request waited could not send the one that lets go. Beyond that they are answered as not granted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -16,6 +23,9 @@ use crate::job::Job;
 use crate::ring::Used;
 use crate::vring::{Vring, lock};
 
+/// A request that has been at work for so long may hang.
+const LONG: Duration = Duration::from_millis(100);
+
 /// How soon waiting requests are looked at again while the queue is not open.
 const CLOSED_RETRY: Duration = Duration::from_millis(50);
 
@@ -27,13 +37,26 @@ struct State {
     /// When an idle thread will look by itself at those that wait.
     timed: Option<Instant>,
     stop: bool,
+    /// It was said that a thread could not be started.
+    complained: bool,
+}
+
+/// How much of what there may be.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolLimits {
+    /// Threads at work on requests that are not stuck; at least 1.
+    pub threads: usize,
+    /// Threads.
+    pub max_threads: usize,
+    /// Requests that wait.
+    pub max_waiting: usize,
 }
 
 /// The pool of one connection. Lock order: this state, then the ring.
 pub struct Pool {
     handler: Arc<dyn Handler>,
     vring: Vring,
-    max_threads: usize,
+    limits: PoolLimits,
     state: Mutex<State>,
     work: Condvar,
     /// Requests that wait, readable without the lock.
@@ -42,12 +65,17 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of up to `max_threads` (at least one) for requests of `vring`.
-    pub fn new(handler: Arc<dyn Handler>, vring: Vring, max_threads: usize) -> Arc<Pool> {
+    /// A pool for requests of `vring`.
+    pub fn new(handler: Arc<dyn Handler>, vring: Vring, limits: PoolLimits) -> Arc<Pool> {
+        let threads = limits.threads.max(1);
         Arc::new_cyclic(|myself| Pool {
             handler,
             vring,
-            max_threads: max_threads.max(1),
+            limits: PoolLimits {
+                threads,
+                max_threads: limits.max_threads.max(threads),
+                ..limits
+            },
             state: Mutex::default(),
             work: Condvar::new(),
             waiting: AtomicUsize::new(0),
@@ -69,6 +97,12 @@ impl Pool {
     /// Takes a request that waits for something to be released. The job must hold its memory.
     pub fn wait(&self, job: Box<Job>) {
         let mut state = self.state();
+        if self.crowded(&state) {
+            // To be asked once more, by a thread that may block, and answered.
+            state.inflight.enqueue(job);
+            self.rouse_or_work(state);
+            return;
+        }
         // Due at once: what it waits for may have been released after it was tried.
         state
             .inflight
@@ -76,6 +110,17 @@ impl Pool {
         self.vring.park();
         self.publish_waiting(&state);
         self.rouse_or_work(state);
+    }
+
+    /// Whether no more requests may wait.
+    fn crowded(&self, state: &State) -> bool {
+        let half = usize::try_from(self.vring.most() / 2).unwrap_or(usize::MAX);
+        state.inflight.waiters() >= self.limits.max_waiting.min(half)
+    }
+
+    /// Threads there may be while `stuck` are: one of them looks at the clock.
+    fn bound(&self, stuck: usize) -> usize {
+        (self.limits.threads + stuck + 1).min(self.limits.max_threads)
     }
 
     fn publish_waiting(&self, state: &State) {
@@ -98,7 +143,8 @@ impl Pool {
         if wanted == 0 {
             return;
         }
-        if state.idle >= wanted || state.threads >= self.max_threads {
+        let stuck = state.inflight.at_work(Instant::now(), LONG).stuck;
+        if state.idle >= wanted || state.threads >= self.bound(stuck) {
             self.work.notify_one();
             return;
         }
@@ -111,10 +157,12 @@ impl Pool {
         match started {
             Ok(_) => state.threads += 1,
             Err(error) => {
-                log::warn!(
-                    "Cannot start a thread ({error}); {} work on slow requests.",
-                    state.threads
-                );
+                if !std::mem::replace(&mut state.complained, true) {
+                    log::warn!(
+                        "Cannot start a thread ({error}); {} work on slow requests.",
+                        state.threads
+                    );
+                }
                 self.work.notify_one();
             }
         }
@@ -124,7 +172,7 @@ impl Pool {
     fn work_here(&self) {
         let mut scratch = Scratch::default();
         loop {
-            let job = self.state().inflight.take_queued();
+            let job = self.state().inflight.take_queued(Instant::now());
             let Some(job) = job else { break };
             self.run(job, &mut scratch, How::Last);
         }
@@ -172,7 +220,10 @@ impl Pool {
             if state.stop {
                 break;
             }
-            if let Some(job) = state.inflight.take_queued() {
+            let now = Instant::now();
+            let at_work = state.inflight.at_work(now, LONG);
+            let may_work = at_work.active < self.limits.threads;
+            if may_work && let Some(job) = state.inflight.take_queued(now) {
                 // This thread may be away for long.
                 self.rouse(&mut state);
                 drop(state);
@@ -180,11 +231,10 @@ impl Pool {
                 state = self.state();
                 continue;
             }
-            let now = Instant::now();
             let wakes = self.handler.wake_count();
             if state.inflight.waiting() > 0 && !self.vring.is_open() {
                 state.inflight.put_off(now + CLOSED_RETRY, wakes);
-            } else if let Some(job) = state.inflight.take_due(now, wakes) {
+            } else if may_work && let Some(job) = state.inflight.take_due(now, wakes) {
                 if self.vring.unpark(true) {
                     self.publish_waiting(&state);
                     self.rouse(&mut state);
@@ -201,8 +251,18 @@ impl Pool {
                 }
                 continue;
             }
-            // One thread keeps an eye on the clock for all that wait; another only when it has to wake earlier.
-            let retry = state.inflight.next_retry();
+            if state.threads > self.bound(at_work.stuck) {
+                // What this one may have been woken for, another sees to.
+                self.work.notify_one();
+                break;
+            }
+            // Until it is this thread's turn to work, or until something that waits is due.
+            let work = state.inflight.queued() + state.inflight.waiting();
+            let retry = match (may_work, work) {
+                (false, 1..) => at_work.next,
+                _ => state.inflight.next_retry(),
+            };
+            // One thread keeps an eye on the clock for all; another only when it has to wake earlier.
             let retry = retry.filter(|retry| state.timed.is_none_or(|timed| *retry < timed));
             state.idle += 1;
             state = match retry {
@@ -244,6 +304,11 @@ impl Pool {
                 Outcome::Wait { retry_ms } if how != How::Last => {
                     let retry = Instant::now() + Duration::from_millis(u64::from(retry_ms.max(1)));
                     let mut state = self.state();
+                    // One that has waited has its place.
+                    if !job.waited() && self.crowded(&state) {
+                        how = How::Last;
+                        continue;
+                    }
                     if state.inflight.wait_again(job, retry, seen, &mut out) == Waits::Yes {
                         self.vring.park();
                     } else {
@@ -283,7 +348,7 @@ impl Pool {
     fn answer_waiting(&self, scratch: &mut Scratch) {
         loop {
             let mut state = self.state();
-            let Some(job) = state.inflight.take_waiting() else {
+            let Some(job) = state.inflight.take_waiting(Instant::now()) else {
                 break;
             };
             self.vring.unpark(false);

@@ -95,6 +95,9 @@ impl Worker {
                 self.slice();
             } else if !round.open {
                 return;
+            } else if round.full {
+                // Neither polled for nor slept on: what comes next is not a chain but a completion.
+                self.vring.wait_room();
             } else if !self.look(round.next_avail) {
                 if !self.vring.request_kick() {
                     self.slept = Some(Instant::now());

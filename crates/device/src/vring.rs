@@ -9,7 +9,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +47,9 @@ struct Ring {
     next_used: u16,
     /// Chains taken and not yet pushed.
     accepted: u32,
+    /// How many may be at a time, if not as many as there are entries; the next ones stay in the ring until one is
+    /// pushed.
+    most: Option<u32>,
     /// How many of them wait for something that may never come (a lock); they touch no guest memory meanwhile.
     parked: u32,
     memory: Option<Arc<Memory>>,
@@ -107,9 +110,17 @@ impl Ring {
         self.call.as_ref().filter(|_| wanted).map(Arc::clone)
     }
 
+    /// Whether nothing more may be taken until something is pushed.
+    fn full(&self) -> bool {
+        self.most.is_some_and(|most| self.accepted >= most)
+    }
+
     /// Takes up to `max` heads.
     fn pop(&mut self, heads: &mut Vec<u16>, max: u16) {
         let (next, accepted) = (self.next_avail, self.accepted);
+        let room = self.most.map_or(max, |most| {
+            u16::try_from(most.saturating_sub(accepted)).unwrap_or(max)
+        });
         let Some(view) = self.view() else {
             self.broke("its areas are not guest memory");
             return;
@@ -124,7 +135,7 @@ impl Ring {
             self.broke("it made chains available that it had not got back");
             return;
         }
-        let take = ready.min(max);
+        let take = ready.min(max).min(room);
         heads.extend((0..take).map(|i| view.avail_head(next.wrapping_add(i))));
         self.next_avail = next.wrapping_add(take);
         self.accepted = accepted + u32::from(take);
@@ -140,6 +151,8 @@ pub struct Round {
     pub next_avail: u16,
     /// Whether requests may be taken at all.
     pub open: bool,
+    /// Whether they may be once one is answered: see [`Vring::wait_room`].
+    pub full: bool,
 }
 
 /// The queue thread's copy of the mapping.
@@ -163,8 +176,8 @@ struct Shared {
     quiet: Condvar,
     /// [`Ring::open`], readable without the lock.
     open: AtomicBool,
-    /// Somebody waits on `quiet`.
-    draining: AtomicBool,
+    /// How many wait on `quiet`.
+    draining: AtomicUsize,
 }
 
 /// The queue as vhost-user-backend wants it. Clones are the same queue.
@@ -227,13 +240,14 @@ impl Vring {
                 cache.generation = ring.generation;
             }
         }
-        let next_avail = ring.next_avail;
+        let (next_avail, full) = (ring.next_avail, ring.full());
         drop(ring);
         self.tell_drain();
         Round {
             call,
             next_avail,
             open,
+            full,
         }
     }
 
@@ -245,7 +259,7 @@ impl Vring {
     }
 
     fn tell_drain(&self) {
-        if self.shared.draining.load(Ordering::Relaxed) {
+        if self.shared.draining.load(Ordering::Relaxed) > 0 {
             self.shared.quiet.notify_all();
         }
     }
@@ -303,12 +317,23 @@ impl Vring {
     /// Waits until no accepted request is left but parked ones (`all`: none at all), at most `time`.
     /// True when it is so.
     pub fn wait_quiet(&self, all: bool, time: Duration) -> bool {
-        let until = Instant::now() + time;
-        self.shared.draining.store(true, Ordering::Relaxed);
-        let mut ring = self.ring();
-        let quiet = loop {
+        self.wait_until(time, |ring| {
             let rest = if all { 0 } else { ring.parked };
-            if ring.accepted <= rest || ring.closed {
+            ring.accepted <= rest || ring.closed
+        })
+    }
+
+    /// Waits until a request may be taken again, or none will be; not for long, so that the caller can look about.
+    pub fn wait_room(&self) {
+        self.wait_until(Duration::from_millis(20), |ring| !ring.full() || !ring.open());
+    }
+
+    fn wait_until(&self, time: Duration, done: impl Fn(&Ring) -> bool) -> bool {
+        let until = Instant::now() + time;
+        self.shared.draining.fetch_add(1, Ordering::Relaxed);
+        let mut ring = self.ring();
+        let done = loop {
+            if done(&ring) {
                 break true;
             }
             let now = Instant::now();
@@ -324,8 +349,20 @@ impl Vring {
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
         };
-        self.shared.draining.store(false, Ordering::Relaxed);
-        quiet
+        self.shared.draining.fetch_sub(1, Ordering::Relaxed);
+        done
+    }
+
+    /// Lets no more than `most` requests (at least one) be taken and not yet answered.
+    pub fn set_most(&self, most: u32) {
+        self.ring().most = Some(most.max(1));
+    }
+
+    /// How many requests can be taken and not yet answered.
+    pub fn most(&self) -> u32 {
+        let ring = self.ring();
+        let entries = u32::from(ring.addresses.size);
+        ring.most.map_or(entries, |most| most.min(entries))
     }
 
     /// Requests taken and not yet answered.
@@ -569,6 +606,25 @@ mod tests {
         assert_eq!(take(&vring, &[]).0.len(), 4);
         offer(&mapped, &[0], 5);
         assert!(!take(&vring, &[]).1.open);
+    }
+
+    #[test]
+    fn beyond_the_limit_chains_stay_in_the_ring() {
+        let (vring, mapped) = vring();
+        vring.set_most(2);
+        assert_eq!(vring.most(), 2);
+        offer(&mapped, &[0, 1, 2], 3);
+        let (heads, round) = take(&vring, &[]);
+        assert_eq!((heads, round.full, round.open), (vec![0, 1], true, true));
+        assert!(take(&vring, &[]).0.is_empty());
+        let (heads, round) = take(&vring, &[Used { head: 1, len: 7 }]);
+        assert_eq!((heads, round.full), (vec![2], true));
+        let used = [Used { head: 0, len: 7 }, Used { head: 2, len: 7 }];
+        let (heads, round) = take(&vring, &used);
+        assert!(heads.is_empty() && !round.full);
+        vring.wait_room();
+        vring.set_most(100);
+        assert_eq!(vring.most(), 4, "never more than there are entries");
     }
 
     #[test]

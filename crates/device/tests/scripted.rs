@@ -9,9 +9,20 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use common::{Rig, frame, until};
+use device::DeviceOptions;
 use script::Script;
 use testkit::{Frontend, Machine, MachineOptions, RingTransport, Vmm};
 use wire::*;
+
+/// Threads of this process with names that begin so: this test's, and those of tests beside it, which end.
+fn threads_named(name: &str) -> usize {
+    let threads = std::fs::read_dir("/proc/self/task").expect("procfs");
+    threads
+        .flatten()
+        .filter_map(|task| std::fs::read_to_string(task.path().join("comm")).ok())
+        .filter(|comm| comm.starts_with(name))
+        .count()
+}
 
 struct Scene {
     script: Arc<Script>,
@@ -21,9 +32,18 @@ struct Scene {
 }
 
 fn scene(vmm: Vmm, io_threads: usize) -> Scene {
+    let limits = DeviceOptions {
+        io_threads,
+        max_io_threads: io_threads,
+        ..DeviceOptions::default()
+    };
+    scene_within(vmm, limits)
+}
+
+fn scene_within(vmm: Vmm, limits: DeviceOptions) -> Scene {
     let script = Arc::new(Script::default());
     let theirs = Arc::clone(&script);
-    let rig = Rig::with(move || theirs.session(), io_threads);
+    let rig = Rig::with_limits(move || theirs.session(), limits);
     let (frontend, transport) =
         Machine::power_on(&rig.socket(), &MachineOptions::new(vmm)).expect("power on");
     Scene {
@@ -96,6 +116,117 @@ fn what_blocks_does_not_hold_up_what_does_not() {
             assert_eq!(scene.transport.wait(token)[5..7], tag.to_le_bytes());
         }
     }
+}
+
+#[test]
+fn what_hangs_does_not_keep_the_threads() {
+    let limits = DeviceOptions {
+        io_threads: 2,
+        max_io_threads: 20,
+        ..DeviceOptions::default()
+    };
+    let mut scene = scene_within(Vmm::Qemu, limits);
+    // None of them ends, so each of them must be given a thread.
+    let slow: Vec<u16> = (0..30).map(|tag| scene.slow(tag)).collect();
+    scene.until_begun(20);
+    scene.settle();
+    assert_eq!(
+        scene.script.begun.load(SeqCst),
+        20,
+        "as many as there may be threads"
+    );
+    scene.script.open_gate();
+    for token in slow {
+        assert_eq!(scene.transport.wait(token).len(), 7);
+    }
+    // What is too many goes again: the two, and one that looks at the clock.
+    until("threads end", || threads_named("io-") <= 3);
+    let token = scene.slow(40);
+    assert_eq!(scene.transport.wait(token).len(), 7);
+}
+
+#[test]
+fn a_full_ring_of_what_waits_leaves_room_for_what_lets_go() {
+    for limit in [3, 1000] {
+        let limits = DeviceOptions {
+            max_lock_waiters: limit,
+            ..DeviceOptions::default()
+        };
+        let mut scene = scene_within(Vmm::Qemu, limits);
+        let ring = 128;
+        let waiters = limit.min(ring / 2);
+        let mut asked: Vec<u16> = (0..ring as u16).map(|tag| scene.lock(tag)).collect();
+        // The others are told that they have not got it.
+        for _ in waiters..ring {
+            let (token, reply) = scene.transport.next_reply();
+            assert_eq!(reply.len(), 7);
+            asked.retain(|&old| old != token);
+        }
+        scene.settle();
+        assert_eq!(scene.transport.in_flight(), waiters);
+        assert_eq!(scene.script.last.load(SeqCst), ring - waiters);
+        // Those that wait go on waiting, however often they are tried.
+        scene.script.wake();
+        scene.settle();
+        assert_eq!(scene.transport.in_flight(), waiters);
+        scene.script.grant();
+        scene.settle();
+        for token in asked {
+            assert_eq!(scene.transport.wait(token).len(), 7);
+        }
+    }
+}
+
+#[test]
+fn beyond_the_limit_requests_stay_in_the_ring_and_come_in_their_turn() {
+    let limits = DeviceOptions {
+        io_threads: 1,
+        max_io_threads: 1,
+        max_requests: 4,
+        ..DeviceOptions::default()
+    };
+    let mut scene = scene_within(Vmm::Qemu, limits);
+    let slow: Vec<u16> = (0..4).map(|tag| scene.slow(tag)).collect();
+    scene.until_begun(1);
+    let quick: Vec<u16> = (4..60).map(|tag| scene.quick(tag)).collect();
+    std::thread::sleep(Duration::from_millis(50));
+    assert!(scene.transport.try_reply(quick[0]).is_none(), "it was taken");
+    scene.script.open_gate();
+    for token in slow.into_iter().chain(quick) {
+        assert_eq!(scene.transport.wait(token).len(), 7);
+    }
+    // Sleeping and being woken works as before.
+    std::thread::sleep(Duration::from_millis(10));
+    scene.settle();
+    assert_eq!(scene.transport.in_flight(), 0);
+}
+
+#[test]
+fn a_queue_that_is_full_can_be_stopped_and_left() {
+    let limits = DeviceOptions {
+        max_requests: 2,
+        ..DeviceOptions::default()
+    };
+    let mut scene = scene_within(Vmm::CloudHypervisor, limits);
+    let slow: Vec<u16> = (0..2).map(|tag| scene.slow(tag)).collect();
+    scene.until_begun(2);
+    let late = scene.quick(2);
+    let script = Arc::clone(&scene.script);
+    let opener = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(30));
+        script.open_gate();
+    });
+    let base = scene.frontend.stop().expect("stop");
+    opener.join().expect("no panic");
+    for token in slow {
+        assert_eq!(scene.transport.wait(token).len(), 7);
+    }
+    assert_eq!(base, scene.transport.ring.used_index());
+    scene
+        .frontend
+        .start_at(&mut scene.transport.ring, base)
+        .expect("start");
+    assert_eq!(scene.transport.wait(late).len(), 7);
 }
 
 #[test]

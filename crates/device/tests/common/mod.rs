@@ -21,6 +21,15 @@ pub struct Rig {
     thread: Option<JoinHandle<Result<(), String>>>,
 }
 
+/// So many threads, whatever hangs.
+fn threads(io_threads: usize) -> DeviceOptions {
+    DeviceOptions {
+        io_threads,
+        max_io_threads: io_threads,
+        ..DeviceOptions::default()
+    }
+}
+
 fn base() -> TempDir {
     let base = tempfile::tempdir().expect("a temporary directory");
     std::fs::create_dir(base.path().join("share")).expect("mkdir");
@@ -34,29 +43,37 @@ impl Rig {
         let options = host::ShareOptions::new(base.path().join("share"), host::SecurityModel::Squash);
         let share = Arc::new(host::Share::open(&options).expect("the share opens"));
         let session = move || server::Session::new(Arc::clone(&share), server::Limits::default());
-        Rig::start(base, session, 2)
+        Rig::start(base, session, threads(2))
     }
 
-    /// Serves what `new_handler` makes, with this many threads for what blocks.
+    /// Serves what `new_handler` makes, with this many threads for what blocks, and no more.
     pub fn with<H: Handler + 'static>(
         new_handler: impl Fn() -> H + Send + 'static,
         io_threads: usize,
     ) -> Rig {
-        Rig::start(base(), new_handler, io_threads)
+        Rig::start(base(), new_handler, threads(io_threads))
+    }
+
+    /// Serves what `new_handler` makes, with limits of the test's own.
+    pub fn with_limits<H: Handler + 'static>(
+        new_handler: impl Fn() -> H + Send + 'static,
+        limits: DeviceOptions,
+    ) -> Rig {
+        Rig::start(base(), new_handler, limits)
     }
 
     fn start<H: Handler + 'static>(
         base: TempDir,
         new_handler: impl Fn() -> H + Send + 'static,
-        io_threads: usize,
+        limits: DeviceOptions,
     ) -> Rig {
         let listener = Listener::new(base.path().join("socket"), true).expect("bind");
         let stop = Arc::new(Stop::new().expect("a stop"));
         let theirs = Arc::clone(&stop);
         let options = DeviceOptions {
             tag: TAG.to_vec(),
-            io_threads,
             poll_max: Duration::from_micros(50),
+            ..limits
         };
         let thread = std::thread::spawn(move || device::serve(listener, new_handler, &options, &theirs));
         Rig {

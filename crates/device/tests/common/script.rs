@@ -48,6 +48,11 @@ impl Script {
         *self.gate.lock().expect("no panic")
     }
 
+    /// Something was released that nobody waits for.
+    pub fn wake(&self) {
+        self.wakes.fetch_add(1, SeqCst);
+    }
+
     /// Grants what waits, now and later; noticed by the device through the wake count.
     pub fn grant(&self) {
         self.granted.store(true, SeqCst);
