@@ -8,12 +8,14 @@
 //! | `version attach walk open io dir attr xattr lock link fsync statfs flush` | the handlers, a file per message family |
 //! | `table`, `nodes`, `locks` | the session's state: fids, the objects they stand for, byte ranges held |
 //! | `slab`, `bytes` | what state is kept in |
+//! | `capability` | what Linux asks before each write, remembered |
 //! | `pin`, `find` | state in use without the lock; descriptors given back and objects found again |
 //! | `reply`, `request`, `failure` | what comes in and goes out |
 
 mod attach;
 mod attr;
 mod bytes;
+mod capability;
 mod dir;
 mod failure;
 mod find;

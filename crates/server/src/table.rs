@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use host::FileType;
 
+use crate::capability::Capabilities;
 use crate::failure::Failure;
 use crate::nodes::Nodes;
 use crate::session::Limits;
@@ -108,6 +109,7 @@ pub(crate) struct View {
 pub(crate) struct Tables {
     fids: HashedSlab<Fid>,
     pub(crate) nodes: Nodes,
+    pub(crate) capabilities: Capabilities,
     xattrs: Slab<Xattr>,
     xattr_bytes: usize,
     files: usize,
@@ -126,6 +128,7 @@ impl Tables {
         Tables {
             fids: HashedSlab::default(),
             nodes: Nodes::new(limits.max_fids.saturating_mul(2)),
+            capabilities: Capabilities::default(),
             xattrs: Slab::default(),
             xattr_bytes: 0,
             files: 0,
@@ -284,6 +287,9 @@ impl Tables {
         self.uncached |= genuine;
         self.files += 1;
         self.nodes.opened(node);
+        if how.writes {
+            self.capabilities.opened(node);
+        }
         Ok(())
     }
 
@@ -398,6 +404,9 @@ impl Tables {
         self.fids.unindex(at);
         if let Some(fid) = self.fids.get_mut(at) {
             fid.dead = true;
+            if fid.how.writes {
+                self.capabilities.closed(fid.node);
+            }
             if fid.pins == 0 {
                 self.free(at);
             }

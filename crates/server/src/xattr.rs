@@ -1,9 +1,11 @@
 //! Txattrwalk and Txattrcreate: extended attributes are read and written through fids of their own.
 
 use std::ffi::CString;
+use std::time::Instant;
 
 use wire::{P9_XATTR_CREATE, P9_XATTR_REPLACE, Rxattrcreate, Rxattrwalk, Txattrcreate, Txattrwalk};
 
+use crate::capability;
 use crate::failure::Failure;
 use crate::pin::{NOGID, Pin};
 use crate::request::Scratch;
@@ -39,11 +41,10 @@ impl Session {
             bytes.clear();
             self.share.list_xattr(pin.caller(NOGID), &pin.object(), bytes)?;
             bytes.len()
+        } else if m.name == capability::NAME {
+            self.get_capability(&pin, bytes)?
         } else {
-            bytes.resize(bytes.len().max(LARGEST), 0);
-            let name = c_name(m.name)?;
-            self.share
-                .get_xattr(pin.caller(NOGID), &pin.object(), &name, bytes)?
+            self.get_xattr(&pin, m.name, bytes)?
         };
         let value = bytes.get(..len).unwrap_or_default().to_vec();
         let xattr = Xattr {
@@ -53,6 +54,27 @@ impl Session {
         };
         self.with(|tables| tables.add_xattr(m.newfid, &pin.view, xattr, pin.epoch()))?;
         Ok(Rxattrwalk { size: len as u64 })
+    }
+
+    fn get_xattr(&self, pin: &Pin<'_>, name: &[u8], bytes: &mut Vec<u8>) -> Result<usize, Failure> {
+        bytes.resize(bytes.len().max(LARGEST), 0);
+        let name = c_name(name)?;
+        Ok(self
+            .share
+            .get_xattr(pin.caller(NOGID), &pin.object(), &name, bytes)?)
+    }
+
+    fn get_capability(&self, pin: &Pin<'_>, bytes: &mut Vec<u8>) -> Result<usize, Failure> {
+        let (node, now) = (pin.view.node, Instant::now());
+        let asked = match self.with(|tables| tables.capabilities.ask(node, now)) {
+            Ok(errno) => return Err(Failure::new(errno)),
+            Err(asked) => asked,
+        };
+        self.get_xattr(pin, capability::NAME, bytes)
+            .inspect_err(|failure| {
+                let errno = failure.errno().cast_signed();
+                self.with(|tables| tables.capabilities.answered(node, errno, asked));
+            })
     }
 
     /// Makes of `fid`, which must not be open, one to which `size` bytes of a value are written; Tclunk sets it.
@@ -99,6 +121,14 @@ impl Session {
         if xattr.value.len() != xattr.size {
             return Err(EINVAL);
         }
+        let result = self.set_now(pin, &xattr);
+        if xattr.name == capability::NAME {
+            self.with(|tables| tables.capabilities.changed());
+        }
+        result
+    }
+
+    fn set_now(&self, pin: &Pin<'_>, xattr: &Xattr) -> Result<(), Failure> {
         let acl = xattr.name.starts_with(ACL);
         let name = c_name(&xattr.name)?;
         let caller = pin.caller(NOGID);

@@ -4,6 +4,7 @@ mod common;
 
 mod attach;
 mod attr;
+mod capability;
 mod dir;
 mod flush;
 mod fsync;
