@@ -144,3 +144,86 @@ fn requests_and_lock_waiters() {
         assert_eq!(status(&reply, tag), P9_LOCK_SUCCESS);
     }
 }
+
+/// Two descriptors for each open file, three with a lock, and the rest is left to the connection.
+#[test]
+fn open_files() {
+    const LIMIT: usize = 512;
+    let program = Program::start(&["--rlimit-nofile", &LIMIT.to_string()]);
+    for at in 0..LIMIT {
+        fs::write(program.share().join(format!("file{at}")), "content").expect("write");
+    }
+    let mut machine = program.boot(4096);
+    let client = &mut machine.client;
+    let lock = |fid, kind| Tlock {
+        fid,
+        kind,
+        flags: 0,
+        start: 0,
+        length: 0,
+        proc_id: 1,
+        client_id: b"guest",
+    };
+    let mut open = |locked: bool| {
+        let mut opened = 0;
+        loop {
+            let fid = opened + 1;
+            let result = client
+                .walk_all(0, fid, &[format!("file{fid}")])
+                .and_then(|_| client.lopen(fid, P9_DOTL_RDWR));
+            match result {
+                Ok(_) => opened = fid,
+                Err(error) => {
+                    assert_eq!(error, Errno::EMFILE);
+                    client.stat(fid).expect("still what it was");
+                    client.clunk(fid).expect("clunk");
+                    break;
+                }
+            }
+            if locked {
+                match client.lock(&lock(fid, P9_LOCK_TYPE_WRLCK)) {
+                    Ok(status) => assert_eq!(status, P9_LOCK_SUCCESS),
+                    Err(error) => assert_eq!(error, Errno::ENOLCK),
+                }
+            }
+        }
+        assert!(program.descriptors() < LIMIT - 32, "{}", program.descriptors());
+        // All else goes on.
+        client.mkdir(0, "made", 0o755, 0).expect("mkdir");
+        client.unlinkat(0, "made", 0x200).expect("rmdir");
+        client.walk_all(0, 9000, &["file400"]).expect("walk");
+        client.stat(9000).expect("getattr");
+        assert_eq!(client.read(opened, 0, 10).expect("read"), b"content");
+        let mut create = |fid: u32| {
+            client.clone_fid(0, fid).expect("clone");
+            client.lcreate(fid, format!("new{fid}"), P9_DOTL_RDWR, 0o600, 0)
+        };
+        // What is not open makes room for a few.
+        let refused = (9001..9010).find_map(|fid| create(fid).err().map(|error| (fid, error)));
+        let (refused, error) = refused.expect("an end");
+        assert_eq!(error, Errno::EMFILE);
+        assert!(!program.share().join(format!("new{refused}")).exists());
+        for fid in [1, 2] {
+            client.clunk(fid).expect("clunk");
+        }
+        client
+            .lcreate(refused, "room", P9_DOTL_RDWR, 0o600, 0)
+            .expect("room again");
+        for fid in 9000..=refused {
+            client.clunk(fid).expect("clunk");
+        }
+        for fid in 9001..refused {
+            client.unlinkat(0, format!("new{fid}"), 0).expect("unlink");
+        }
+        client.unlinkat(0, "room", 0).expect("unlink");
+        for fid in 3..=opened {
+            client.clunk(fid).expect("clunk");
+        }
+        opened
+    };
+    let plain = open(false);
+    assert!((190..=216).contains(&plain), "{plain}");
+    let locked = open(true);
+    assert!((128..=150).contains(&locked), "{locked}");
+    assert_eq!(open(false), plain, "nothing is lost");
+}

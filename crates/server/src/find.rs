@@ -5,6 +5,7 @@
 //! ESTALE otherwise, never another object.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
 
 use host::{Caller, Name, Object};
 
@@ -19,6 +20,9 @@ const DEEPEST: usize = 4096;
 /// Most nodes evicted at once.
 const BATCH: usize = 32;
 
+/// How far beyond a small budget open files may go: nodes in use count for a moment.
+const SLACK: usize = 16;
+
 const STALE: Failure = Failure::new(libc::ESTALE);
 
 impl Session {
@@ -27,6 +31,19 @@ impl Session {
         if self.with(|tables| tables.descriptors()) > self.limits.fd_budget {
             self.evict();
         }
+    }
+
+    /// Whether one descriptor more may be held for good, by an open file or a lock, where fids and nodes hold `held`:
+    /// else the failure `errno`. Those cannot be evicted, and if they took what the front-end's own descriptors
+    /// need, the guest would lose its device.
+    pub(crate) fn has_room(&self, held: usize, errno: i32) -> Result<(), Failure> {
+        let budget = self.limits.fd_budget;
+        let most = budget.saturating_add((budget / 8).max(SLACK));
+        let held = held.saturating_add(self.lock_files.load(Ordering::Relaxed));
+        if held >= most && self.evict() == 0 {
+            return Err(Failure::new(errno));
+        }
+        Ok(())
     }
 
     /// Takes the descriptors of some nodes that have gone unused for longest; gives how many.

@@ -86,7 +86,11 @@ impl Session {
 
     /// Drops all locks.
     pub(crate) fn drop_locks(&self) {
-        let dropped = std::mem::take(&mut *self.locks());
+        let dropped = {
+            let mut locks = self.locks();
+            self.lock_files.store(0, Ordering::Relaxed);
+            std::mem::take(&mut *locks)
+        };
         if dropped.count() > 0 {
             self.wake();
         }
@@ -106,9 +110,9 @@ impl Session {
 
     /// Unlocks ranges that nobody holds any more. An error leaves a lock too many, until the description is closed.
     fn unlock(&self, locks: &mut Locks, same: Same, free: &[Range]) {
-        if !locks.tidy(same)
-            && let Some(inode) = locks.get(same)
-        {
+        let tidied = locks.tidy(same);
+        self.lock_files.store(locks.files(), Ordering::Relaxed);
+        if !tidied && let Some(inode) = locks.get(same) {
             for range in free {
                 if let Err(error) = set_lock(inode.file.as_fd(), host_lock(libc::F_UNLCK, *range)) {
                     log::warn!("a byte range stays locked: {error}");
@@ -193,6 +197,7 @@ impl Session {
         if let Some(inode) = locks.get(same) {
             return granted(set_lock(inode.file.as_fd(), lock));
         }
+        self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
         let object = Object {
             file: None,
             ..pin.object()
@@ -206,6 +211,7 @@ impl Session {
         let taken = granted(set_lock(file.as_fd(), lock))?;
         if taken {
             locks.add(same, Inode::new(file));
+            self.lock_files.store(locks.files(), Ordering::Relaxed);
         }
         Ok(taken)
     }

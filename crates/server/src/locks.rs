@@ -161,6 +161,11 @@ impl Locks {
         self.count
     }
 
+    /// Descriptors held.
+    pub(crate) fn files(&self) -> usize {
+        self.inodes.len()
+    }
+
     /// The inode's locks, if there are some.
     pub(crate) fn get(&self, inode: Same) -> Option<&Inode> {
         self.inodes.get(&inode)

@@ -71,12 +71,12 @@ impl Session {
         }
     }
 
-    /// Opens a fid that is not open yet (EINVAL). EISDIR for a directory to be written, ELOOP for a symlink, ENXIO
+    /// Opens a fid that is not open yet (EINVAL). EMFILE when open files hold all the descriptors there are; EISDIR for a directory to be written, ELOOP for a symlink, ENXIO
     /// for a special file: those are the guest's own to open.
     pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
-        let mut uncached = false;
+        let (mut uncached, mut held) = (false, 0);
         let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
-            uncached = tables.uncached;
+            (uncached, held) = (tables.uncached, tables.descriptors());
             Ok(())
         })?;
         pin.is_unopened()?;
@@ -93,6 +93,7 @@ impl Session {
             FileType::Symlink => return Err(Failure::new(libc::ELOOP)),
             FileType::Special => return Err(Failure::new(libc::ENXIO)),
         };
+        self.has_room(held, libc::EMFILE)?;
         let (caller, object) = (pin.caller(NOGID), pin.object());
         let opened = if how.append && how.writes && !how.always {
             self.share.open_to_append(caller, &object, flags)
@@ -132,9 +133,9 @@ impl Session {
     /// opened unaltered, unless the client asks for O_EXCL (EEXIST) or O_TRUNC.
     pub(crate) fn lcreate(&self, m: &Tlcreate<'_>) -> Result<Rlcreate, Failure> {
         let name = name(m.name, libc::EEXIST)?;
-        let mut uncached = false;
+        let (mut uncached, mut held) = (false, 0);
         let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
-            uncached = tables.uncached;
+            (uncached, held) = (tables.uncached, tables.descriptors());
             Ok(())
         })?;
         pin.is_unopened()?;
@@ -144,6 +145,7 @@ impl Session {
             0 => 0,
             _ => libc::O_EXCL,
         };
+        self.has_room(held, libc::EMFILE)?;
         let (path, file, id) = self.share.create(
             pin.caller(m.gid),
             &pin.object(),

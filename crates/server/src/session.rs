@@ -1,6 +1,6 @@
 //! The session: one client's fids on one share, and what becomes of each message.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use host::{Name, NameError, Share};
@@ -27,7 +27,8 @@ pub struct Limits {
     /// The largest msize granted, bytes; a client that asks for more gets this. Default 4 MiB.
     pub max_msize: u32,
     /// Descriptors that fids may hold; beyond this, those of fids that are not open are closed and opened again
-    /// when needed. A few dozen less than RLIMIT_NOFILE, which the rest of the process has part in. Default 768.
+    /// when needed, and a little later no more files can be opened (EMFILE) or locked (ENOLCK). An open file holds
+    /// two, one with locks three. A few dozen less than RLIMIT_NOFILE, which the rest of the process has part in. Default 768.
     pub fd_budget: usize,
 }
 
@@ -51,6 +52,8 @@ pub struct Session {
     pub(crate) limits: Limits,
     pub(crate) tables: Mutex<Tables>,
     pub(crate) locks: Mutex<Locks>,
+    /// Descriptors that these hold, readable without the lock.
+    pub(crate) lock_files: AtomicUsize,
     /// The msize agreed upon; 0 before Tversion.
     pub(crate) msize: AtomicU32,
     pub(crate) wakes: AtomicU64,
@@ -80,6 +83,7 @@ impl Session {
             limits,
             tables: Mutex::new(Tables::new(limits)),
             locks: Mutex::default(),
+            lock_files: AtomicUsize::new(0),
             msize: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
         }
