@@ -35,4 +35,4 @@ pub use iovec::IoVec;
 pub use mode::ShareMode;
 pub use name::{Name, NameError};
 pub use options::{CheckAccess, MayHang, MultiDevs, SecurityModel, ShareOptions};
-pub use share::{DirEntry, Object, Share};
+pub use share::{DirEntry, Listing, Object, Share};

@@ -1,7 +1,7 @@
 //! Treaddir, and what makes, moves and removes the entries of a directory: Tmkdir, Tmknod, Trename, Trenameat,
 //! Tunlinkat.
 
-use host::Name;
+use host::{DirEntry, Listing, Name};
 use wire::{
     Dirent, NOFID, P9_DOTL_AT_REMOVEDIR, QTDIR, QTFILE, QTSYMLINK, Qid, Rmkdir, Rmknod, Rreaddir, Rrename,
     Rrenameat, Runlinkat, Tmkdir, Tmknod, Treaddir, Trename, Trenameat, Tunlinkat, encode_rreaddir_header,
@@ -44,6 +44,37 @@ fn entry_qid(path: u64, d_type: u8) -> Qid {
     }
 }
 
+/// A reply that is being filled with entries.
+struct Page<'b> {
+    out: &'b mut [u8],
+    end: usize,
+    full: bool,
+}
+
+impl Listing for Page<'_> {
+    /// A record of the host's has 24 bytes or more and becomes at most four longer: 13 bytes of qid, 8 of offset, 1 of
+    /// type, 2 of length and the name, where the host has 19, the name, its NUL, and padding to a multiple of 8.
+    fn room(&self) -> usize {
+        let room = self.out.len().saturating_sub(self.end);
+        room / 7 * 6
+    }
+
+    fn entry(&mut self, entry: &DirEntry<'_>) -> bool {
+        let entry = Dirent {
+            qid: entry_qid(entry.unique, entry.d_type),
+            offset: entry.cookie,
+            kind: entry.d_type,
+            name: entry.name,
+        };
+        let rest = self.out.get_mut(self.end..).unwrap_or_default();
+        match entry.encode(rest) {
+            Some(len) => self.end += len,
+            None => self.full = true,
+        }
+        !self.full
+    }
+}
+
 impl Session {
     /// Lists an open directory from a cookie on. EINVAL when not even the first entry fits, which an empty
     /// answer would turn into the directory's end; ENOTDIR for a fid that is no open directory, as in QEMU.
@@ -67,27 +98,14 @@ impl Session {
             &mut scratch.entries,
             count.clamp(*ENTRIES.start(), *ENTRIES.end()),
         );
-        let mut end = HEADER;
-        let mut full = false;
-        self.share.read_dir(
-            pin.caller(NOGID),
-            &pin.object(),
-            m.offset,
-            entries,
-            &mut |entry| {
-                let entry = Dirent {
-                    qid: entry_qid(entry.unique, entry.d_type),
-                    offset: entry.cookie,
-                    kind: entry.d_type,
-                    name: entry.name,
-                };
-                match entry.encode(&mut out[end..]) {
-                    Some(len) => end += len,
-                    None => full = true,
-                }
-                !full
-            },
-        )?;
+        let mut page = Page {
+            out,
+            end: HEADER,
+            full: false,
+        };
+        self.share
+            .read_dir(pin.caller(NOGID), &pin.object(), m.offset, entries, &mut page)?;
+        let Page { out, end, full } = page;
         if full && end == HEADER {
             return Err(Failure::new(libc::EINVAL));
         }

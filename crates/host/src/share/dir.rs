@@ -26,32 +26,48 @@ impl Positions {
 /// The longest record of getdents64(2): 19 bytes, a name of 255, its NUL, padding.
 const ENTRY_MAX: usize = 280;
 
+/// Its length is a multiple of this.
+const ALIGN: usize = 8;
+
+/// Takes the entries of a listing one by one.
+pub trait Listing {
+    /// So many bytes of getdents64(2) records have room for sure. Asking the kernel for no more leaves the
+    /// directory's position where the listing ends: some file systems (tmpfs before Linux 6.6, ramfs) count entries
+    /// for a position, so that going back to one after a removal would miss an entry, and going anywhere walks all
+    /// the way.
+    fn room(&self) -> usize;
+    /// Takes an entry; false when there is no room for it.
+    fn entry(&mut self, entry: &DirEntry<'_>) -> bool;
+}
+
+/// Whatever comes has room.
+impl<F: FnMut(&DirEntry<'_>) -> bool> Listing for F {
+    fn room(&self) -> usize {
+        usize::MAX
+    }
+    fn entry(&mut self, entry: &DirEntry<'_>) -> bool {
+        self(entry)
+    }
+}
+
 impl Share {
-    /// Lists `dir` (its `file` must be an open directory: EBADF, ENOTDIR) from `cookie` (0: start) until `visit` says
-    /// false, the end, or a place before it that the kernel chose; only the end shows nothing. `buf` is the caller's getdents64 buffer (EINVAL when an entry does not fit; 280 bytes
-    /// always hold one). An entry that `visit` refused comes again when the listing goes on at the cookie of the one
-    /// before. Entries that vanish meanwhile are skipped; reserved names are hidden. No system call per entry where
-    /// the mode maps no types.
+    /// Lists `dir` (its `file` must be an open directory: EBADF, ENOTDIR) from `cookie` (0: start) until `to` is full,
+    /// the end, or a place before it that the kernel chose; only the end shows nothing. `buf` is the caller's
+    /// getdents64 buffer (EINVAL when an entry does not fit; 280 bytes always hold one). An entry that `to` refused
+    /// comes again when the listing goes on at the cookie of the one before. Entries that vanish meanwhile are
+    /// skipped; reserved names are hidden. No system call per entry where the mode maps no types.
     pub fn read_dir(
         &self,
         caller: Caller,
         dir: &Object<'_>,
         cookie: u64,
         buf: &mut [u8],
-        visit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+        to: &mut dyn Listing,
     ) -> io::Result<()> {
-        self.run("readdir", caller, dir, None, || {
-            self.list(dir, cookie, buf, visit)
-        })
+        self.run("readdir", caller, dir, None, || self.list(dir, cookie, buf, to))
     }
 
-    fn list(
-        &self,
-        dir: &Object<'_>,
-        cookie: u64,
-        buf: &mut [u8],
-        visit: &mut dyn FnMut(&DirEntry<'_>) -> bool,
-    ) -> io::Result<()> {
+    fn list(&self, dir: &Object<'_>, cookie: u64, buf: &mut [u8], to: &mut dyn Listing) -> io::Result<()> {
         let file = dir.file.ok_or_else(|| sys::error(libc::EBADF))?;
         let stat = sys::attr::stat(dir.path)?;
         let dev = identity::device(&stat);
@@ -64,18 +80,39 @@ impl Share {
         sys::io::seek(file, cookie)?;
         let mut shown = false;
         loop {
-            let len = sys::io::list(file, buf)?;
+            let mut ask = to.room().min(buf.len());
+            if shown && ask < ENTRY_MAX {
+                return Ok(());
+            }
+            let len = loop {
+                match sys::io::list(file, buf.get_mut(..ask).unwrap_or_default()) {
+                    // Not even the next entry is sure to have room, but it may have, and no other.
+                    Err(e) if sys::errno(&e) == libc::EINVAL && ask < buf.len().min(ENTRY_MAX) => {
+                        ask = (ask / ALIGN + 1) * ALIGN;
+                    }
+                    other => break other?,
+                }
+            };
             if len == 0 {
                 return Ok(());
             }
             let mut rest = &buf[..len];
             while let Some((entry, after)) = sys::io::entry(rest) {
                 rest = after;
-                if self.mode.reserved(entry.name).is_some() {
+                let hidden = |name: &[u8]| self.mode.reserved(name).is_some();
+                if hidden(entry.name) {
                     continue;
                 }
+                // What is hidden behind an entry is passed over with it, so that the listing goes on where the
+                // directory's position is already.
+                let mut next = entry.next;
+                while let Some((behind, after)) = sys::io::entry(rest)
+                    && hidden(behind.name)
+                {
+                    (next, rest) = (behind.next, after);
+                }
                 // The guest's readdir takes a position as a signed number, and 0 as the start.
-                let cookie = u64::try_from(entry.next)
+                let cookie = u64::try_from(next)
                     .ok()
                     .filter(|&next| next > 0)
                     .ok_or_else(|| sys::error(libc::EOVERFLOW))?;
@@ -91,14 +128,14 @@ impl Share {
                     cookie,
                     d_type: self.mode.entry_type(dir, entry.name, entry.kind),
                 };
-                if !visit(&entry) {
+                if !to.entry(&entry) {
                     return Ok(());
                 }
                 shown = true;
             }
             // The kernel stopped though there was room: most likely the end. The reader will ask once more in any
             // case and learns it then, so asking the kernel twice helps nobody.
-            if shown && len + ENTRY_MAX <= buf.len() {
+            if shown && len + ENTRY_MAX <= ask {
                 return Ok(());
             }
         }

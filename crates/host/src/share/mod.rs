@@ -27,6 +27,7 @@ use crate::squash::Squash;
 use crate::sys::{self, ProcFd};
 
 use data::ReadAhead;
+pub use dir::Listing;
 use dir::Positions;
 use handle::Mounts;
 

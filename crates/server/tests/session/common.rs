@@ -168,6 +168,14 @@ impl Fixture {
     }
 }
 
+/// All share modes.
+pub const MODELS: [SecurityModel; 4] = [
+    SecurityModel::Passthrough,
+    SecurityModel::Squash,
+    SecurityModel::MappedXattr,
+    SecurityModel::MappedFile,
+];
+
 /// Both modes that keep host files as they are.
 pub fn each(test: impl Fn(Fixture)) {
     for model in [SecurityModel::Passthrough, SecurityModel::Squash] {

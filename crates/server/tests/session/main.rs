@@ -10,6 +10,7 @@ mod flush;
 mod fsync;
 mod io;
 mod link;
+mod listing;
 mod lock;
 mod open;
 mod statfs;

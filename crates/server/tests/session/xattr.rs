@@ -1,7 +1,13 @@
 //! Txattrwalk and Txattrcreate.
 
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use server::Limits;
 use testkit::client::Errno;
+use testkit::scenario::Random;
 use wire::{P9_XATTR_CREATE, P9_XATTR_REPLACE};
 
 use crate::common::*;
@@ -201,4 +207,168 @@ fn bytes_have_a_limit_too() {
     assert_eq!(f.client.xattrcreate(2, "user.test", 65536, 0), Err(Errno::ENOSPC));
     assert_eq!(f.client.clunk(1), Err(Errno::EINVAL));
     f.client.xattrcreate(2, "user.test", 65536, 0).unwrap();
+}
+
+/// The host's own calls on a path; errors as the client says them.
+struct Host(CString);
+
+impl Host {
+    fn new(path: &Path) -> Host {
+        Host(CString::new(path.as_os_str().as_bytes()).unwrap())
+    }
+
+    fn result(count: i64) -> Result<usize, Errno> {
+        usize::try_from(count).map_err(|_| Errno::last())
+    }
+
+    fn set(&self, name: &str, value: &[u8], flags: u32) -> Result<(), Errno> {
+        let name = CString::new(name).unwrap();
+        let (value, len) = (value.as_ptr().cast(), value.len());
+        // SAFETY: strings that end with NUL, and bytes of that length.
+        let result = unsafe { libc::setxattr(self.0.as_ptr(), name.as_ptr(), value, len, flags as i32) };
+        Host::result(result.into()).map(drop)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Errno> {
+        let name = CString::new(name).unwrap();
+        // SAFETY: strings that end with NUL.
+        let result = unsafe { libc::removexattr(self.0.as_ptr(), name.as_ptr()) };
+        Host::result(result.into()).map(drop)
+    }
+
+    fn get(&self, name: &str) -> Result<Vec<u8>, Errno> {
+        let name = CString::new(name).unwrap();
+        let mut value = vec![0; 65536];
+        let room = value.as_mut_ptr().cast();
+        // SAFETY: strings that end with NUL, and room of that length.
+        let result = unsafe { libc::getxattr(self.0.as_ptr(), name.as_ptr(), room, 65536) };
+        value.truncate(Host::result(result as i64)?);
+        Ok(value)
+    }
+
+    /// Names, sorted, but those of the mapped modes' own.
+    fn list(&self) -> Vec<String> {
+        let mut list = vec![0; 65536];
+        // SAFETY: a string that ends with NUL, and room of that length.
+        let result = unsafe { libc::listxattr(self.0.as_ptr(), list.as_mut_ptr().cast(), 65536) };
+        list.truncate(Host::result(result as i64).unwrap());
+        let mut names = names(&list);
+        names.retain(|name| !name.starts_with("user.virtfs."));
+        names
+    }
+}
+
+fn names(list: &[u8]) -> Vec<String> {
+    assert!(list.is_empty() || list.last() == Some(&0), "half a name");
+    let names = list.split(|&b| b == 0).filter(|name| !name.is_empty());
+    let mut names: Vec<_> = names
+        .map(|name| String::from_utf8(name.to_vec()).unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// What is done to one file through the share and to another one by the host has the same results.
+#[test]
+fn they_do_what_the_hosts_own_do() {
+    for model in MODELS {
+        let mut f = Fixture::with(model, Limits::default());
+        f.create(1, "guest", O_RDWR);
+        f.write("host", "");
+        f.client.walk_all(0, 2, &["guest"]).unwrap();
+        let (guest, host) = (Host::new(&f.path("guest")), Host::new(&f.path("host")));
+        let mut random = Random::new(7);
+        let mut refused = 0;
+        for round in 0..300 {
+            // A name that is too long, too, and one of no known kind.
+            let name = match random.below(12) {
+                0 => format!("user.{}", "n".repeat(251)),
+                1 => "user.".to_owned(),
+                2 => "nonsense.name".to_owned(),
+                _ => format!("user.{}", random.below(4)),
+            };
+            // By the walked fid or by the open one.
+            let fid = 1 + random.below(2) as u32;
+            let value = vec![random.below(256) as u8; [0, 1, 4, 200][random.below(4)]];
+            let flags = [0, P9_XATTR_CREATE, P9_XATTR_REPLACE][random.below(3)];
+            let (what, by_guest, by_host) = match random.below(4) {
+                0 => (
+                    "remove",
+                    f.client.setxattr(2, 5, &name, b"", P9_XATTR_REPLACE),
+                    host.remove(&name),
+                ),
+                1 => (
+                    "get",
+                    f.client.getxattr(fid, 5, &name).map(drop),
+                    host.get(&name).map(drop),
+                ),
+                // This one removes: the protocol has no other way to say that.
+                _ if value.is_empty() && flags == P9_XATTR_REPLACE => continue,
+                _ => (
+                    "set",
+                    f.client.setxattr(2, 5, &name, &value, flags),
+                    host.set(&name, &value, flags),
+                ),
+            };
+            assert_eq!(by_guest, by_host, "{model:?} {round}: {what} {name} {flags}");
+            refused += usize::from(by_guest.is_err());
+            let listed = f.client.getxattr(fid, 5, "").unwrap();
+            let listed: Vec<_> = names(&listed)
+                .into_iter()
+                .filter(|n| n.starts_with("user."))
+                .collect();
+            assert_eq!(listed, host.list(), "{model:?} {round}");
+            assert_eq!(guest.list(), listed, "{model:?} {round}");
+            for name in listed {
+                let value = host.get(&name);
+                assert_eq!(
+                    f.client.getxattr(fid, 5, &name),
+                    value,
+                    "{model:?} {round}: {name}"
+                );
+                assert_eq!(guest.get(&name), value, "{model:?} {round}: {name}");
+            }
+        }
+        assert!((40..260).contains(&refused), "{refused} were refused");
+    }
+}
+
+/// A value or a list that changes between the question for its size and the reading of it.
+#[test]
+fn sizes_are_exact_whatever_happens_meanwhile() {
+    for model in MODELS {
+        let mut f = Fixture::with(model, Limits::default());
+        f.create(1, "file", O_RDWR);
+        let host = Host::new(&f.path("file"));
+        host.set("user.value", b"", 0).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut random = Random::new(1);
+                while !done.load(Ordering::Relaxed) {
+                    let len = random.below(250);
+                    host.set("user.value", &vec![len as u8; len], 0).unwrap();
+                    let name = format!("user.{}", "n".repeat(1 + len));
+                    host.set(&name, b"", 0).unwrap();
+                    host.remove(&name).unwrap();
+                }
+            });
+            let mut sizes = std::collections::HashSet::new();
+            for _ in 0..1000 {
+                let size = f.client.xattrwalk(1, 5, "user.value").unwrap();
+                let value = f.client.read(5, 0, 4000).unwrap();
+                assert_eq!(value.len() as u64, size);
+                assert!(value.iter().all(|&b| usize::from(b) == value.len()), "{value:?}");
+                f.client.clunk(5).unwrap();
+                sizes.insert(size);
+                let size = f.client.xattrwalk(1, 5, "").unwrap();
+                let list = f.client.read(5, 0, 4000).unwrap();
+                assert_eq!(list.len() as u64, size);
+                assert!(names(&list).contains(&"user.value".to_owned()));
+                f.client.clunk(5).unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(sizes.len() > 1, "nothing changed");
+        });
+    }
 }
