@@ -14,6 +14,8 @@ mod backend;
 mod pjdfstest;
 #[path = "guest/tree.rs"]
 mod tree;
+#[path = "guest/two.rs"]
+mod two;
 #[path = "guest/vm.rs"]
 mod vm;
 
@@ -35,7 +37,7 @@ const ORDINARY: u32 = 1234;
 fn all_kinds_of_work(kernel: &str, cpus: u32) {
     let backend = Backend::start("passthrough");
     fs::write(backend.share().join("from-the-host"), "written on the host\n").unwrap();
-    let probe = vm::compile_probe();
+    let probe = vm::compile("probe");
     Vm::on(&backend)
         .kernel(kernel)
         .cpus(cpus)

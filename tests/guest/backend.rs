@@ -58,6 +58,15 @@ impl Setup<'_> {
         chown(&share, Some(self.owner), Some(self.owner)).unwrap();
         // Users of the guest that are not root must get in.
         fs::set_permissions(&share, Permissions::from_mode(0o755)).unwrap();
+        self.start_in(dir, share)
+    }
+
+    /// Starts one more on another's directory, which must live longer.
+    pub fn start_on(&self, other: &Backend) -> Backend {
+        self.start_in(tempfile::tempdir().unwrap(), other.share.clone())
+    }
+
+    fn start_in(&self, dir: TempDir, share: PathBuf) -> Backend {
         let mut backend = Backend {
             child: None,
             model: self.model.to_owned(),

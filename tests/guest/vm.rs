@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -48,27 +48,27 @@ pub fn sha256(path: &Path) -> String {
     String::from_utf8(output.stdout).unwrap()[..64].to_owned()
 }
 
-/// tests/guest/probe.rs as a static program, in a directory that lives as long as this does.
-pub struct Probe {
+/// A program of `tests/guest` for the guest, in a directory that lives as long as this does.
+pub struct Compiled {
     _dir: TempDir,
     pub path: PathBuf,
 }
 
-/// Compiles the probe with rustc alone: the guest has no C library to link it with, and cargo
-/// would link the whole workspace statically for it.
-pub fn compile_probe() -> Probe {
+/// Compiles `tests/guest/NAME.rs` statically, with rustc alone: the guest has no C library to link it
+/// with, and cargo would link the whole workspace statically for it.
+pub fn compile(name: &str) -> Compiled {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("probe");
+    let path = dir.path().join(name);
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let status = Command::new(rustc)
         .args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static"])
         .arg("-o")
         .arg(&path)
-        .arg(repository().join("tests/guest/probe.rs"))
+        .arg(repository().join("tests/guest").join(name).with_extension("rs"))
         .status()
         .unwrap();
-    assert!(status.success(), "the probe does not compile");
-    Probe { _dir: dir, path }
+    assert!(status.success(), "{name} does not compile");
+    Compiled { _dir: dir, path }
 }
 
 /// A guest to be booted.
@@ -107,6 +107,17 @@ impl Vm {
 
     pub fn no_mount(self) -> Self {
         self.option(&["--no-mount"])
+    }
+
+    /// Puts Debian's sqlite3 and git into the guest.
+    pub fn programs(self) -> Self {
+        let archive = cache().join("programs.cpio");
+        assert!(
+            archive.exists(),
+            "run scripts/setup first: no {}",
+            archive.display()
+        );
+        self.option(&["--programs"])
     }
 
     pub fn allow_reboot(self) -> Self {
@@ -153,7 +164,7 @@ impl Vm {
     }
 }
 
-/// A guest at work.
+/// A guest at work. Dropping it ends it.
 pub struct Running {
     child: Mutex<Child>,
     dir: TempDir,
@@ -162,6 +173,35 @@ pub struct Running {
 impl Running {
     pub fn is_finished(&self) -> bool {
         self.child.lock().unwrap().try_wait().unwrap().is_some()
+    }
+
+    /// Whether the job is done and failed.
+    fn has_failed(&self) -> bool {
+        let status = self.child.lock().unwrap().try_wait().unwrap();
+        status.is_some_and(|status| !status.success())
+    }
+
+    /// Waits for guests that wait for each other: when one has failed, for that one alone.
+    #[track_caller]
+    pub fn expect_success_of(guests: [Running; 2]) -> [Output; 2] {
+        let failed = || guests.iter().position(Running::has_failed);
+        wait_until(TIMEOUT * 2, || {
+            failed().is_some() || guests.iter().all(Running::is_finished)
+        });
+        let failed = failed();
+        let outputs = guests.map(Running::wait_if_finished);
+        if let Some(output) = failed.and_then(|guest| outputs[guest].as_ref()) {
+            output.expect_success();
+        }
+        outputs.map(|output| {
+            let output = output.expect("both are done");
+            output.expect_success();
+            output
+        })
+    }
+
+    fn wait_if_finished(self) -> Option<Output> {
+        self.is_finished().then(|| self.wait())
     }
 
     pub fn wait(self) -> Output {
@@ -186,6 +226,20 @@ impl Running {
         let output = self.wait();
         assert!(killed > 0, "no QEMU found to kill:\n{}", output.text);
         assert!(!output.success, "the job ended by itself:\n{}", output.text);
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.is_finished() {
+            return;
+        }
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        // The script ends QEMU, which SIGKILL would not let it do.
+        if let Ok(pid) = libc::pid_t::try_from(child.id()) {
+            let _ = signal::kill(Pid::from_raw(pid), Signal::SIGTERM);
+        }
+        let _ = child.wait();
     }
 }
 
