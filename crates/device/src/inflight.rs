@@ -1,8 +1,9 @@
 //! The requests that have left the queue thread, and the Tflush rules.
 //!
-//! Linux's client sends Tflush when a task is killed in the middle of a request, and frees the old request's buffers
-//! as soon as Rflush is there. So before Rflush the old request's descriptors must have been returned: with length 0,
-//! which the client ignores, if it was only waiting, else with its reply. Plain data; the pool has the threads.
+//! Linux's client sends Tflush when a task is killed in the middle of a request (`p9_client_rpc`), and frees the old
+//! request's buffers as soon as Rflush is there (`p9_client_flush`, `p9_virtio_cancelled`). So before Rflush the old
+//! request's descriptors must have been returned: with length 0, which the client ignores (`req_done`), if it was only
+//! waiting, else with its reply. Plain data; the pool has the threads.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

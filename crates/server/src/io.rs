@@ -48,8 +48,8 @@ const EINVAL: Failure = Failure::new(libc::EINVAL);
 
 impl Session {
     /// Reads an open file, or an xattr's value. Short only at the end of the file or before an error, which the
-    /// client's next read meets. EOPNOTSUPP for a directory (that is Treaddir's), EINVAL for a fid that is not
-    /// open.
+    /// client's next read meets: Linux asks again until it gets nothing (`p9_client_read`). EOPNOTSUPP for a
+    /// directory (that is Treaddir's), EINVAL for a fid that is not open.
     pub(crate) fn read(
         &self,
         m: &Tread,
@@ -128,7 +128,9 @@ impl Session {
         send_read(reply, done)
     }
 
-    /// Writes an open file, or an xattr's value. Reports what was written if anything was, else the error.
+    /// Writes an open file, or an xattr's value. Reports what was written if anything was, else the error: Linux asks
+    /// for the rest then (`p9_client_write`, `netfs`) and meets the error. To write nothing of something is an error
+    /// (EIO), because it would ask for that forever.
     pub(crate) fn write(
         &self,
         m: &Twrite<'_>,
@@ -175,6 +177,7 @@ impl Session {
                 .share
                 .write(pin.caller(NOGID), file, &scratch.iov, at, append)
             {
+                Ok(0) if count > 0 && done == 0 => return Err(Failure::new(libc::EIO)),
                 Ok(0) => break,
                 Ok(written) => {
                     done += written.min(ask);

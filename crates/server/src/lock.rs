@@ -2,6 +2,11 @@
 //!
 //! They are open-file-description locks: no process id of ours is in them, and closing one descriptor does not drop
 //! those of another.
+//!
+//! Linux's client takes the lock in its own kernel first and then here (`v9fs_file_do_lock`), and looks there first as
+//! well (`v9fs_file_getlock`); so what comes here is about locks of others than its own processes. Where the answer
+//! to a F_SETLKW is "blocked" it sleeps for 30 s (`P9_LOCK_TIMEOUT`) and asks again, which is why such a request is not
+//! answered before it is granted. Unlocking at close(2) is a Tlock too (`locks_remove_posix`).
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
@@ -218,6 +223,11 @@ impl Session {
 
     /// The first lock of somebody outside this session that is in the way; of the client's own processes its kernel
     /// knows. The holder's process id is the host's business and given as 0.
+    ///
+    /// Linux does not say what its program would like to lock: the type is always UNLCK (`v9fs_file_getlock`), which
+    /// no lock can be in the way of. That is taken for a write lock, so that any lock is told. A program that asked
+    /// about a read lock then hears of another's, which would not be in its way; to hear of none would be worse: SQLite
+    /// asks so whether a journal belongs to somebody who is alive.
     pub(crate) fn getlock(
         &self,
         m: &Tgetlock<'_>,
@@ -233,17 +243,19 @@ impl Session {
         if self.reply_room(reply) < RGETLOCK + m.client_id.len() {
             return Err(Failure::new(libc::EMSGSIZE));
         }
-        let found = match kind {
-            libc::F_UNLCK => None,
-            kind => {
-                let lock = host_lock(kind, range);
-                let same = self.inode(&pin).ok_or(EINVAL)?;
-                // Asked through the description that holds the session's own, which is then not in the way.
-                let locks = self.locks();
-                match locks.get(same) {
-                    Some(inode) => get_lock(inode.file.as_fd(), lock)?,
-                    None => get_lock(pin.file()?, lock)?,
-                }
+        let kind = if kind == libc::F_UNLCK {
+            libc::F_WRLCK
+        } else {
+            kind
+        };
+        let lock = host_lock(kind, range);
+        let same = self.inode(&pin).ok_or(EINVAL)?;
+        let found = {
+            // Asked through the description that holds the session's own, which is then not in the way.
+            let locks = self.locks();
+            match locks.get(same) {
+                Some(inode) => get_lock(inode.file.as_fd(), lock)?,
+                None => get_lock(pin.file()?, lock)?,
             }
         };
         let mut answer = Rgetlock {

@@ -1,12 +1,12 @@
 //! Which client process holds which byte ranges, and the host locks that stand for them.
 //!
 //! One open file description per inode and session carries all of a client's locks on that inode, for the
-//! client's own kernel arbitrates between its processes before it asks. But two of them may share a read lock, and
-//! the one that lets go must not take the other's with it; so the ranges are kept per process (Tlock's `proc_id`
-//! and `client_id`), and the host's lock is dropped only where nobody's is left.
+//! client's own kernel arbitrates between its processes before it asks (`v9fs_file_do_lock`). But two of them may
+//! share a read lock, and the one that lets go must not take the other's with it; so the ranges are kept per process
+//! (Tlock's `proc_id` and `client_id`), and the host's lock is dropped only where nobody's is left.
 //!
-//! A flock(2) arrives as a record lock over the whole file, so its owner seems to be the process that took it; let
-//! go by another one, it lasts until the fid is clunked. That errs to the safe side.
+//! A flock(2) arrives as a record lock over the whole file (`v9fs_file_flock_dotl`), so its owner seems to be the
+//! process that took it; let go by another one, it lasts until the fid is clunked. That errs to the safe side.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;

@@ -62,7 +62,7 @@ fn append(how: Opened) -> i32 {
 
 impl Session {
     /// What a read or write should have at most: whole pages, so that the client's requests stay aligned. (Linux
-    /// takes msize - 24 for 0, which is no multiple of a page for its largest msize.)
+    /// takes msize - 24 for 0 (`p9_client_write`), which is no multiple of a page for its largest msize.)
     pub(crate) fn iounit(&self) -> u32 {
         let most = self.msize.load(Ordering::Relaxed).saturating_sub(IOHDRSZ);
         match most / PAGE * PAGE {
@@ -115,7 +115,8 @@ impl Session {
                 return Err(error.into());
             }
         };
-        // Of the open file, not of what has the name now: the client ties its page cache to this qid.
+        // Of the open file, not of what has the name now. Version 0 would turn Linux's page cache off for this file
+        // (`v9fs_fid_add_modes`); `host` never gives that.
         let id = self.share.identify(&Object {
             file: Some(file.as_fd()),
             ..pin.object()

@@ -3,7 +3,7 @@
 use host::IoVec;
 
 /// Longest T-message (without a Twrite's payload) that is copied and decoded; a longer one gets EMSGSIZE.
-/// The largest honest one is a Twalk of 16 names of 255 bytes: 4,129 bytes; Tsymlink 4,383.
+/// The largest honest one is a Twalk of 16 names of 255 bytes: 4,129 bytes; Tsymlink 4,383 (name and PATH_MAX).
 pub const MESSAGE_MAX: usize = 16 * 1024;
 
 /// Bytes of a Twrite before its payload: size, type, tag, fid, offset, count.
@@ -27,7 +27,7 @@ pub fn copy_len(header: &[u8; 7], readable: usize) -> usize {
 
 /// Most bytes that the T-message `message` moves beside itself: the count of a Tread, a Twrite or a Treaddir, 0 for
 /// all others. A device may let what moves much wait for what does not; the buffers alone do not tell, because
-/// Linux before 6.1 gives every request a reply buffer of msize bytes.
+/// Linux before 6.1 gives every request a reply buffer of msize bytes (`p9_tag_alloc`).
 pub fn moves(message: &[u8]) -> usize {
     match (message.get(4), message.get(19..23)) {
         // size[4] type[1] tag[2] fid[4] offset[8] count[4], all three.

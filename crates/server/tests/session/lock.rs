@@ -75,6 +75,23 @@ fn guests_see_each_others_locks() {
 }
 
 #[test]
+fn what_linux_asks_for_f_getlk_sees_every_lock() {
+    // Whatever the program asked about, the type on the wire is UNLCK.
+    let (mut f, mut other) = two();
+    assert_eq!(getlock(&mut other, UNLOCK, 0, 0).kind, UNLOCK);
+    lock(&mut f.client, 1, WRITE, 10, 1, 1);
+    let found = getlock(&mut other, UNLOCK, 0, 0);
+    assert_eq!((found.kind, found.start, found.length), (WRITE, 10, 1));
+    assert_eq!(getlock(&mut other, UNLOCK, 11, 5).kind, UNLOCK);
+    assert_eq!(getlock(&mut f.client, UNLOCK, 0, 0).kind, UNLOCK, "one's own");
+    lock(&mut f.client, 1, READ, 10, 1, 1);
+    assert_eq!(getlock(&mut other, UNLOCK, 0, 0).kind, READ);
+    // A client that says what it wants is told what is in the way of that.
+    assert_eq!(getlock(&mut other, READ, 0, 0).kind, UNLOCK);
+    assert_eq!(getlock(&mut other, WRITE, 0, 0).kind, READ);
+}
+
+#[test]
 fn the_host_sees_them() {
     let (mut f, _other) = two();
     let host = std::fs::File::options()
