@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use common::*;
-use host::{IoVec, SecurityModel};
+use host::{DirEntry, IoVec, SecurityModel};
 
 #[test]
 fn data_goes_where_it_belongs() {
@@ -110,7 +110,7 @@ fn a_listing_has_every_entry_once_with_its_type_and_goes_on_anywhere() {
         let (before, mut left) = (pieces.len(), 7);
         let mut buf = [0; 1024];
         f.share
-            .read_dir(ROOT, &root.object(), cookie, &mut buf, &mut |e| {
+            .read_dir(ROOT, &root.object(), cookie, &mut buf, &mut |e: &DirEntry<'_>| {
                 if left == 0 {
                     return false;
                 }
@@ -131,26 +131,35 @@ fn a_listing_has_every_entry_once_with_its_type_and_goes_on_anywhere() {
     assert_eq!(
         errno(
             f.share
-                .read_dir(ROOT, &closed.object(), 0, &mut buf, &mut |_| true)
+                .read_dir(ROOT, &closed.object(), 0, &mut buf, &mut |_: &DirEntry<'_>| true)
         ),
         libc::EBADF
     );
     let file = f.open("file-with-a-long-name-0", libc::O_RDONLY);
     assert_eq!(
-        errno(f.share.read_dir(ROOT, &file.object(), 0, &mut buf, &mut |_| true)),
+        errno(
+            f.share
+                .read_dir(ROOT, &file.object(), 0, &mut buf, &mut |_: &DirEntry<'_>| true)
+        ),
         libc::ENOTDIR
     );
     assert_eq!(
         errno(
             f.share
-                .read_dir(ROOT, &root.object(), 0, &mut buf[..8], &mut |_| true)
+                .read_dir(ROOT, &root.object(), 0, &mut buf[..8], &mut |_: &DirEntry<'_>| {
+                    true
+                })
         ),
         libc::EINVAL
     );
     assert_eq!(
         errno(
             f.share
-                .read_dir(ROOT, &root.object(), u64::MAX, &mut buf, &mut |_| true)
+                .read_dir(ROOT, &root.object(), u64::MAX, &mut buf, &mut |_: &DirEntry<
+                    '_,
+                >| {
+                    true
+                })
         ),
         libc::EINVAL
     );
@@ -188,7 +197,7 @@ fn entries_removed_while_listing_do_not_disturb_it() {
         let mut names = Vec::new();
         let mut buf = [0; 600];
         f.share
-            .read_dir(ROOT, &root.object(), cookie, &mut buf, &mut |e| {
+            .read_dir(ROOT, &root.object(), cookie, &mut buf, &mut |e: &DirEntry<'_>| {
                 names.push(e.name.to_vec());
                 cookie = e.cookie;
                 names.len() < 10

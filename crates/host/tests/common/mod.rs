@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use host::{Attr, Caller, Identity, IoVec, Name, Object, SecurityModel, Share, ShareOptions};
+use host::{Attr, Caller, DirEntry, Identity, IoVec, Name, Object, SecurityModel, Share, ShareOptions};
 
 /// Guest root.
 pub const ROOT: Caller = Caller { uid: 0, gid: 0 };
@@ -177,7 +177,7 @@ impl Fixture {
         let mut out = Vec::new();
         let mut buf = [0; 4096];
         self.share
-            .read_dir(ROOT, &node.object(), 0, &mut buf, &mut |e| {
+            .read_dir(ROOT, &node.object(), 0, &mut buf, &mut |e: &DirEntry<'_>| {
                 let text = String::from_utf8(e.name.to_vec()).unwrap();
                 out.push((text, e.unique, e.cookie, e.d_type));
                 true
