@@ -19,7 +19,7 @@ mod two;
 #[path = "guest/vm.rs"]
 mod vm;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
@@ -37,6 +37,15 @@ const ORDINARY: u32 = 1234;
 fn all_kinds_of_work(kernel: &str, cpus: u32) {
     let backend = Backend::start("passthrough");
     fs::write(backend.share().join("from-the-host"), "written on the host\n").unwrap();
+    let locked = File::create(backend.share().join("locked-by-the-host")).unwrap();
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 10,
+        l_len: 10,
+        l_pid: 0,
+    };
+    nix::fcntl::fcntl(&locked, nix::fcntl::FcntlArg::F_OFD_SETLK(&lock)).unwrap();
     let probe = vm::compile("probe");
     Vm::on(&backend)
         .kernel(kernel)

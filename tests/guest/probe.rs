@@ -24,6 +24,22 @@ const LOCK_EX: c_int = 2;
 const LOCK_NB: c_int = 4;
 const LOCK_UN: c_int = 8;
 
+const F_GETLK: c_int = 5;
+const F_SETLK: c_int = 6;
+const F_RDLCK: i16 = 0;
+const F_WRLCK: i16 = 1;
+const F_UNLCK: i16 = 2;
+
+/// `struct flock` of 64-bit machines.
+#[repr(C)]
+struct Flock {
+    kind: i16,
+    whence: i16,
+    start: i64,
+    len: i64,
+    pid: i32,
+}
+
 const PROT_READ: c_int = 1;
 const PROT_WRITE: c_int = 2;
 const MAP_SHARED: c_int = 1;
@@ -38,6 +54,7 @@ unsafe extern "C" {
     fn fsetxattr(fd: c_int, name: *const c_char, value: *const c_void, size: usize, flags: c_int) -> c_int;
     fn fgetxattr(fd: c_int, name: *const c_char, value: *mut c_void, size: usize) -> isize;
     fn flock(fd: c_int, operation: c_int) -> c_int;
+    fn fcntl(fd: c_int, command: c_int, lock: *mut Flock) -> c_int;
     fn mmap(addr: *mut c_void, len: usize, prot: c_int, flags: c_int, fd: c_int, offset: c_long) -> *mut c_void;
     fn munmap(addr: *mut c_void, len: usize) -> c_int;
     fn msync(addr: *mut c_void, len: usize, flags: c_int) -> c_int;
@@ -280,6 +297,24 @@ fn locks(dir: &Path) -> Result {
     fs::remove_file(&path).at("unlink")
 }
 
+/// tests/guest.rs holds an exclusive lock on the bytes 10 to 19 of this file.
+fn locks_of_the_host(dir: &Path) -> Result {
+    let file = OpenOptions::new().read(true).write(true).open(dir.join("../locked-by-the-host")).at("open")?;
+    let lock = |command, kind, start, len| {
+        let mut lock = Flock { kind, whence: 0, start, len, pid: 0 };
+        // SAFETY: the descriptor is open, and the record is the caller's own.
+        done(unsafe { fcntl(file.as_raw_fd(), command, &mut lock) })?;
+        Ok::<_, Error>((lock.kind, lock.start, lock.len))
+    };
+    for kind in [F_RDLCK, F_WRLCK] {
+        fails("locking what is locked", lock(F_SETLK, kind, 15, 1), EAGAIN)?;
+        same("what is in the way", lock(F_GETLK, kind, 0, 0).at("F_GETLK")?, (F_WRLCK, 10, 10))?;
+        same("what is elsewhere", lock(F_GETLK, kind, 20, 5).at("F_GETLK")?.0, F_UNLCK)?;
+        lock(F_SETLK, kind, 20, 0).at("locking what is not")?;
+    }
+    Ok(())
+}
+
 fn mapping(dir: &Path, shared: bool) -> Result {
     let path = dir.join("mapped");
     let file = read_write(&path).at("create")?;
@@ -328,7 +363,7 @@ fn main() {
     };
     let dir = Path::new(&dir);
     let mapped = |dir: &Path| mapping(dir, cache != "none");
-    let checks: [(&str, &dyn Fn(&Path) -> Result); 12] = [
+    let checks: [(&str, &dyn Fn(&Path) -> Result); 13] = [
         ("an unlinked open file", &unlinked),
         ("xattrs of an unlinked open file", &unlinked_xattr),
         ("xattrs", &xattrs_of_file_and_directory),
@@ -339,6 +374,7 @@ fn main() {
         ("rename over an open file", &rename_over_open_file),
         ("removing while listing", &remove_while_listing),
         ("locks", &locks),
+        ("locks of the host", &locks_of_the_host),
         ("a memory mapping", &mapped),
         ("set-id bits", &set_id_bits_are_cleared),
     ];
