@@ -248,7 +248,7 @@ pub enum Checks {
 /// `--may-hang`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Hangs {
-    /// Yes, once a file of a network, cluster or FUSE file system was seen
+    /// Yes, if a network, cluster or FUSE file system is mounted there, or once a file of one was seen
     Auto,
     /// Yes
     Always,

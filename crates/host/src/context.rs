@@ -14,6 +14,7 @@ use crate::creds;
 use crate::identity::{self, Devices};
 use crate::name::Name;
 use crate::options::{MayHang, ShareOptions};
+use crate::remote::mounted_below;
 use crate::share::Object;
 use crate::sys::attr::Statx;
 use crate::sys::cred::{CAP_FSETID, Caps};
@@ -49,6 +50,13 @@ impl Context {
         let root_key = (identity::device(&stat), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        if proc
+            .path_of(root.as_fd())
+            .is_ok_and(|path| mounted_below(&path, &mounts))
+        {
+            devices.note_remote();
+        }
         Ok(Context {
             devices,
             root,

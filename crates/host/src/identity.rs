@@ -103,8 +103,13 @@ impl Devices {
     /// Takes note of a file system's `f_type`.
     pub fn note(&self, f_type: libc::c_long) {
         if is_remote(f_type) {
-            self.remote.store(true, Ordering::Relaxed);
+            self.note_remote();
         }
+    }
+
+    /// Takes note of a file system on which calls may hang.
+    pub fn note_remote(&self) {
+        self.remote.store(true, Ordering::Relaxed);
     }
 
     /// Whether the file system of device `dev`, which has been seen, [tells changes apart](tells_changes_apart).

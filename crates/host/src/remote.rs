@@ -26,9 +26,72 @@ pub fn is_remote(f_type: libc::c_long) -> bool {
     REMOTE.contains(&(f_type as u32))
 }
 
+/// The same by name, as /proc/self/mountinfo has them. Not autofs: what it will mount is seen then.
+const REMOTE_NAMES: &[&str] = &[
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "virtiofs", "ceph", "afs", "coda", "9p",
+    "gfs2", "ocfs2", "lustre", "gpfs", "pvfs2",
+];
+
+fn is_remote_name(name: &str) -> bool {
+    REMOTE_NAMES.contains(&name) || name.starts_with("fuse.")
+}
+
+/// Whether such a file system is mounted below `directory` (its path as the kernel shows it), by the text of
+/// /proc/self/mountinfo. Nothing is asked of the file systems themselves: already the first look at one may hang.
+pub fn mounted_below(directory: &[u8], mounts: &str) -> bool {
+    mounts.lines().any(|line| {
+        // Identity, parent, device, root, mount point, options, more of them, a hyphen, the type.
+        let point = line.split(' ').nth(4).unwrap_or_default();
+        let kind = line
+            .split_once(" - ")
+            .and_then(|(_, rest)| rest.split(' ').next());
+        let below = unescape(point)
+            .strip_prefix(directory.strip_suffix(b"/").unwrap_or(directory))
+            .is_some_and(|rest| rest.first() == Some(&b'/'));
+        below && kind.is_some_and(is_remote_name)
+    })
+}
+
+/// Space, tab, newline and backslash are a backslash and three octal digits there.
+fn unescape(text: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        if byte == b'\\'
+            && let Some((digits, tail)) = tail.split_at_checked(3)
+            && let Some(code) = std::str::from_utf8(digits)
+                .ok()
+                .and_then(|digits| u8::from_str_radix(digits, 8).ok())
+        {
+            out.push(code);
+            rest = tail;
+        } else {
+            out.push(byte);
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mount_below_is_told_from_one_beside() {
+        let mounts = "22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n\
+                      30 22 0:40 / /srv/a\\040b/far rw,relatime shared:2 master:1 - nfs4 host:/x rw\n\
+                      31 22 0:41 / /srv/near rw - tmpfs tmpfs rw\n\
+                      32 22 0:42 / /home/u/f rw - fuse.sshfs host: rw\n\
+                      torn line\n";
+        for directory in ["/", "/srv", "/srv/a b", "/home/u"] {
+            assert!(mounted_below(directory.as_bytes(), mounts), "{directory}");
+        }
+        for directory in ["/srv/a", "/srv/near", "/srv/a b/fa", "/home/u/f", "/tmp"] {
+            assert!(!mounted_below(directory.as_bytes(), mounts), "{directory}");
+        }
+        assert!(!mounted_below(b"/", ""));
+    }
 
     #[test]
     fn local_ones_are_not_remote() {

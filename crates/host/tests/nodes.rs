@@ -3,7 +3,7 @@
 mod common;
 
 use std::collections::HashSet;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, symlink};
 
 use common::*;
@@ -199,6 +199,37 @@ fn a_version_changes_where_time_goes_by_the_tick() {
             let g = Fixture::over(&f.dir.join(dir), SecurityModel::Squash, |_| {});
             versions_tell_changes_apart(&g, "another", 200);
         }
+    })
+    .join()
+    .unwrap();
+}
+
+/// The first look at a file system may be the one that hangs, so it is not looked at to find out.
+#[test]
+fn a_mount_that_may_hang_is_known_before_it_is_met() {
+    if !is_root() {
+        return;
+    }
+    std::thread::spawn(|| {
+        // A FUSE file system that nobody serves answers nothing at all.
+        let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+        let (true, Ok(device)) = (own_mounts(), device) else {
+            return;
+        };
+        let f = Fixture::new(SecurityModel::Squash);
+        assert!(!f.share.may_hang());
+        let target = f.dir.join("sub dir");
+        std::fs::create_dir(&target).unwrap();
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+        mount_with(c"fuse", &target, &options);
+        let open =
+            |dir: &std::path::Path| Share::open(&ShareOptions::new(dir, SecurityModel::Squash)).unwrap();
+        assert!(open(&f.dir).may_hang());
+        let beside = f.dir.join("beside");
+        std::fs::create_dir(&beside).unwrap();
+        assert!(!open(&beside).may_hang());
+        unmount(&target);
+        assert!(!open(&f.dir).may_hang());
     })
     .join()
     .unwrap();

@@ -265,8 +265,29 @@ pub fn mount_tmpfs(at: &Path) {
 
 /// Mounts a fresh file system of a kind that needs no device.
 pub fn mount(kind: &CStr, at: &Path) {
-    let at = c(at.to_str().unwrap());
+    mount_with(kind, at, "");
+}
+
+/// As [`mount`], with the file system's own options.
+pub fn mount_with(kind: &CStr, at: &Path, options: &str) {
+    let (at, options) = (c(at.to_str().unwrap()), c(options));
     // SAFETY: NUL-terminated strings that live over the call.
-    let status = unsafe { libc::mount(kind.as_ptr(), at.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    let status = unsafe {
+        libc::mount(
+            kind.as_ptr(),
+            at.as_ptr(),
+            kind.as_ptr(),
+            0,
+            options.as_ptr().cast(),
+        )
+    };
+    assert_eq!(status, 0);
+}
+
+/// Takes a mount away, whoever uses it.
+pub fn unmount(at: &Path) {
+    let at = c(at.to_str().unwrap());
+    // SAFETY: a NUL-terminated string that lives over the call.
+    let status = unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
     assert_eq!(status, 0);
 }
