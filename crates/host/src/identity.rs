@@ -112,7 +112,7 @@ impl Devices {
         self.remote.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the file system of device `dev`, which has been seen, [tells changes apart](tells_changes_apart).
+    /// Whether the file system of device `dev`, which has been seen, tells changes apart.
     pub fn apart(&self, dev: u64) -> bool {
         match dev == self.root {
             true => self.apart.load(Ordering::Relaxed),

@@ -50,6 +50,8 @@ pub struct Script {
     pub write: i32,
     /// So many WRITEs succeed before.
     pub writes_before: usize,
+    /// READs fail with this errno.
+    pub read: i32,
     /// FSYNC's errno.
     pub fsync: i32,
     /// The errno of FLUSH, which close(2) reports.
@@ -178,6 +180,7 @@ impl Server {
                 script.opened = word(body, 0).cast_signed();
                 ok(&[0; 16]);
             }
+            op::READ if script.read != 0 => errno(script.read),
             op::READ => {
                 let (from, count) = (long(body, 8) as usize, word(body, 16) as usize);
                 let from = from.min(script.data.len());

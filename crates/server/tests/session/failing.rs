@@ -91,6 +91,17 @@ fn a_quota_and_a_broken_disk() {
 }
 
 #[test]
+fn a_read_that_fails() {
+    let Some((mut f, fuse)) = fuse() else { return };
+    fuse.script().data = vec![7; 10_000];
+    fuse.script().read = libc::EIO;
+    f.open(1, "file", O_RDONLY);
+    assert_eq!(f.client.read(1, 0, 5000), Err(Errno::EIO));
+    fuse.script().read = 0;
+    assert_eq!(f.client.read(1, 0, 20_000), Ok(vec![7; 10_000]));
+}
+
+#[test]
 fn a_sync_that_fails() {
     let Some((mut f, fuse)) = fuse() else { return };
     f.open(1, "file", O_RDWR);
