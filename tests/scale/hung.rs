@@ -79,6 +79,59 @@ fn more_of_them_than_there_are_threads_do_so_too() {
 }
 
 #[test]
+fn a_lock_that_hangs_holds_up_those_of_its_file_only() {
+    let program = Program::start(&["--io-threads", "1"]);
+    let Some((mut machine, fuse)) = hung(&program) else {
+        return;
+    };
+    fs::write(program.share().join("local"), "content").expect("write");
+    let client = &mut machine.client;
+    client.walk_all(1, 2, &["file"]).expect("walk");
+    client.lopen(2, P9_DOTL_RDWR).expect("open");
+    client.walk_all(0, 3, &["local"]).expect("walk");
+    client.lopen(3, P9_DOTL_RDWR).expect("open");
+    let lock = |fid, kind| Tlock {
+        fid,
+        kind,
+        flags: 0,
+        start: 0,
+        length: 0,
+        proc_id: 1,
+        client_id: b"guest",
+    };
+    fuse.script().hang_locks = true;
+    let message = frame(lock(2, P9_LOCK_TYPE_WRLCK), 40_000);
+    let token = client.transport().send(&message, &[], 4096);
+    let unique = fuse
+        .hanging
+        .recv_timeout(PATIENCE)
+        .expect("the lock is under way");
+    for kind in [P9_LOCK_TYPE_WRLCK, P9_LOCK_TYPE_UNLCK, P9_LOCK_TYPE_RDLCK] {
+        assert_eq!(client.lock(&lock(3, kind)), Ok(P9_LOCK_SUCCESS));
+    }
+    let ask = Tgetlock {
+        fid: 3,
+        kind: P9_LOCK_TYPE_WRLCK,
+        start: 0,
+        length: 0,
+        proc_id: 2,
+        client_id: b"guest",
+    };
+    assert_eq!(client.getlock(&ask).expect("getlock").kind, P9_LOCK_TYPE_UNLCK);
+    client.clunk(3).expect("clunk");
+    assert!(client.transport().try_reply(token).is_none());
+    fuse.fail(unique, libc::ENOLCK);
+    let answered = client.transport().wait(token);
+    let Rmessage::Lerror(error) = answer(&answered, 40_000) else {
+        panic!("{answered:?}");
+    };
+    assert_eq!(error.ecode, libc::ENOLCK as u32);
+    fuse.script().hang_locks = false;
+    assert_eq!(client.lock(&lock(2, P9_LOCK_TYPE_WRLCK)), Ok(P9_LOCK_SUCCESS));
+    client.clunk(2).expect("clunk");
+}
+
+#[test]
 fn everything_works_where_every_call_may_hang() {
     let program = Program::start(&["--may-hang", "always"]);
     let mut machine = program.boot(512 << 10);

@@ -10,7 +10,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError, TryLockError};
+use std::sync::{MutexGuard, PoisonError};
 
 use host::Object;
 use host::sys::io::{Lock, get_lock, set_lock};
@@ -20,7 +20,7 @@ use wire::{
 };
 
 use crate::failure::Failure;
-use crate::locks::{Held, Inode, Locks, Range};
+use crate::locks::{Held, Inode, Locks, Out, Range};
 use crate::nodes::Same;
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
@@ -63,24 +63,31 @@ fn host_kind(kind: u8) -> Result<i32, Failure> {
 }
 
 impl Session {
-    /// The session's locks. Held over system calls that do not wait, so that what is noted is what the host has.
-    pub(crate) fn locks(&self) -> MutexGuard<'_, Locks> {
+    fn locks(&self) -> MutexGuard<'_, Locks> {
         self.locks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Session::locks`]; `None` when another thread has them.
-    pub(crate) fn try_locks(&self) -> Option<MutexGuard<'_, Locks>> {
-        match self.locks.try_lock() {
-            Ok(locks) => Some(locks),
-            Err(TryLockError::Poisoned(locks)) => Some(locks.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    fn locks_how(&self, how: How) -> Option<MutexGuard<'_, Locks>> {
-        match how {
-            How::Inline => self.try_locks(),
-            How::Blocking | How::Last => Some(self.locks()),
+    /// Takes the locks of an inode out. `None` when another request has them and this thread must not wait.
+    pub(crate) fn take_out(&self, same: Same, how: How) -> Option<TakenOut<'_>> {
+        let mut locks = self.locks();
+        loop {
+            let count = locks.count();
+            if let Some(out) = locks.take_out(same) {
+                return Some(TakenOut {
+                    session: self,
+                    count,
+                    out,
+                });
+            }
+            if how == How::Inline {
+                return None;
+            }
+            locks.waiting += 1;
+            locks = self
+                .locks_back
+                .wait(locks)
+                .unwrap_or_else(PoisonError::into_inner);
+            locks.waiting -= 1;
         }
     }
 
@@ -94,35 +101,41 @@ impl Session {
         let dropped = {
             let mut locks = self.locks();
             self.lock_files.store(0, Ordering::Relaxed);
-            std::mem::take(&mut *locks)
+            locks.reset()
         };
-        if dropped.count() > 0 {
+        if !dropped.is_empty() {
+            drop(dropped);
             self.wake();
         }
     }
 
     /// Drops the locks taken through a fid that is gone.
-    pub(crate) fn release_fid(&self, locks: &mut Locks, pin: &Pin<'_>) {
-        if let Some(same) = self.inode(pin) {
-            let free = locks.release_fid(same, pin.view.fid);
-            self.unlock(locks, same, &free);
+    pub(crate) fn release_fid(&self, out: &mut TakenOut<'_>, pin: &Pin<'_>) {
+        if let Some(inode) = out.inode() {
+            let free = inode.release_fid(pin.view.fid);
+            self.unlock(out, &free);
         }
     }
 
-    fn inode(&self, pin: &Pin<'_>) -> Option<Same> {
+    /// Which inode a fid is of.
+    pub(crate) fn inode(&self, pin: &Pin<'_>) -> Option<Same> {
         self.with(|tables| tables.nodes.get(pin.view.node).map(|node| node.same))
     }
 
     /// Unlocks ranges that nobody holds any more. An error leaves a lock too many, until the description is closed.
-    fn unlock(&self, locks: &mut Locks, same: Same, free: &[Range]) {
-        let tidied = locks.tidy(same);
-        self.lock_files.store(locks.files(), Ordering::Relaxed);
-        if !tidied && let Some(inode) = locks.get(same) {
-            for range in free {
-                if let Err(error) = set_lock(inode.file.as_fd(), host_lock(libc::F_UNLCK, *range)) {
-                    log::warn!("a byte range stays locked: {error}");
+    fn unlock(&self, out: &mut TakenOut<'_>, free: &[Range]) {
+        let place = out.place();
+        match place {
+            // Closing the description frees whatever is left.
+            Some(inode) if inode.is_free() => *place = None,
+            Some(inode) => {
+                for range in free {
+                    if let Err(error) = set_lock(inode.file.as_fd(), host_lock(libc::F_UNLCK, *range)) {
+                        log::warn!("a byte range stays locked: {error}");
+                    }
                 }
             }
+            None => {}
         }
         self.wake();
     }
@@ -147,36 +160,35 @@ impl Session {
         let range = Range::new(m.start, m.length).ok_or(EINVAL)?;
         let kind = host_kind(m.kind)?;
         let owner = owner(m.proc_id, m.client_id);
-        let Some(mut locks) = self.locks_how(how) else {
+        let same = self.inode(&pin).ok_or(EINVAL)?;
+        let Some(mut out) = self.take_out(same, how) else {
             return Ok(Outcome::Defer);
         };
-        let same = self.inode(&pin).ok_or(EINVAL)?;
         let success = Rlock {
             status: P9_LOCK_SUCCESS,
         };
         if kind == libc::F_UNLCK {
-            if locks.get(same).is_some() {
-                let free = locks.release(same, owner, range);
-                self.unlock(&mut locks, same, &free);
+            if let Some(inode) = out.inode() {
+                let free = inode.release(owner, range);
+                self.unlock(&mut out, &free);
             }
             return Ok(reply.send(&success));
         }
         // A range in the middle of another leaves two more than there were.
-        if locks.count().saturating_add(2) > self.limits.max_locks {
+        if out.count.saturating_add(2) > self.limits.max_locks {
             return Err(Failure::new(libc::ENOLCK));
         }
         // From here on the fid's end drops its locks, whichever thread comes first.
         self.with(|tables| tables.will_lock(&pin.view))?;
-        if self.try_take(&mut locks, &pin, same, host_lock(kind, range))? {
-            locks.take(
-                same,
-                Held {
+        if self.try_take(&mut out, &pin, host_lock(kind, range))? {
+            if let Some(inode) = out.inode() {
+                inode.take(Held {
                     range,
                     owner,
                     fid: pin.view.fid,
                     write: kind == libc::F_WRLCK,
-                },
-            );
+                });
+            }
             return Ok(reply.send(&success));
         }
         if m.flags & P9_LOCK_FLAGS_BLOCK != 0 && how != How::Last {
@@ -193,13 +205,13 @@ impl Session {
     }
 
     /// Tries for a lock on the inode's description; false when somebody else's is in the way.
-    fn try_take(&self, locks: &mut Locks, pin: &Pin<'_>, same: Same, lock: Lock) -> Result<bool, Failure> {
+    fn try_take(&self, out: &mut TakenOut<'_>, pin: &Pin<'_>, lock: Lock) -> Result<bool, Failure> {
         let granted = |result: std::io::Result<()>| match result {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
             Err(error) => Err(Failure::from(error)),
         };
-        if let Some(inode) = locks.get(same) {
+        if let Some(inode) = out.inode() {
             return granted(set_lock(inode.file.as_fd(), lock));
         }
         self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
@@ -215,8 +227,7 @@ impl Session {
             .or_else(|_| self.share.open_object(caller, &object, libc::O_RDONLY))?;
         let taken = granted(set_lock(file.as_fd(), lock))?;
         if taken {
-            locks.add(same, Inode::new(file));
-            self.lock_files.store(locks.files(), Ordering::Relaxed);
+            *out.place() = Some(Inode::new(file));
         }
         Ok(taken)
     }
@@ -233,6 +244,7 @@ impl Session {
         m: &Tgetlock<'_>,
         reply: &Reply<'_>,
         scratch: &mut Scratch,
+        how: How,
     ) -> Result<Outcome, Failure> {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         if pin.state() != State::File {
@@ -250,14 +262,15 @@ impl Session {
         };
         let lock = host_lock(kind, range);
         let same = self.inode(&pin).ok_or(EINVAL)?;
-        let found = {
-            // Asked through the description that holds the session's own, which is then not in the way.
-            let locks = self.locks();
-            match locks.get(same) {
-                Some(inode) => get_lock(inode.file.as_fd(), lock)?,
-                None => get_lock(pin.file()?, lock)?,
-            }
+        let Some(mut out) = self.take_out(same, how) else {
+            return Ok(Outcome::Defer);
         };
+        // Asked through the description that holds the session's own, which is then not in the way.
+        let found = match out.inode() {
+            Some(inode) => get_lock(inode.file.as_fd(), lock)?,
+            None => get_lock(pin.file()?, lock)?,
+        };
+        drop(out);
         let mut answer = Rgetlock {
             kind: P9_LOCK_TYPE_UNLCK,
             start: m.start,
@@ -278,5 +291,43 @@ impl Session {
             .encode(reply.tag, out)
             .ok_or(Failure::new(libc::EMSGSIZE))?;
         Ok(reply.send_bytes(&out[..len]))
+    }
+}
+
+/// The locks of an inode, in this request's hands. Put back with the value.
+pub(crate) struct TakenOut<'s> {
+    session: &'s Session,
+    /// Ranges that the session held when this was taken.
+    count: usize,
+    out: Out,
+}
+
+impl TakenOut<'_> {
+    fn inode(&mut self) -> Option<&mut Inode> {
+        self.out.inode.as_mut()
+    }
+
+    fn place(&mut self) -> &mut Option<Inode> {
+        &mut self.out.inode
+    }
+}
+
+impl Drop for TakenOut<'_> {
+    fn drop(&mut self) {
+        let session = self.session;
+        let out = self.out.take();
+        let dropped = {
+            let mut locks = session.locks();
+            let dropped = locks.put_back(out);
+            session.lock_files.store(locks.files(), Ordering::Relaxed);
+            if locks.waiting > 0 {
+                session.locks_back.notify_all();
+            }
+            dropped
+        };
+        if dropped.is_some() {
+            drop(dropped);
+            session.wake();
+        }
     }
 }

@@ -98,7 +98,7 @@ impl Inode {
     }
 
     /// Notes what was granted; it replaces what that process held there.
-    fn take(&mut self, new: Held) {
+    pub(crate) fn take(&mut self, new: Held) {
         self.cut(new.owner, new.range);
         let mut new = new;
         // One record for neighbours of a kind: a process that locks a file byte by byte holds one range.
@@ -131,6 +131,19 @@ impl Inode {
         }
     }
 
+    /// Takes `range` from `owner`; gives the parts of it that nobody holds any more.
+    pub(crate) fn release(&mut self, owner: u64, range: Range) -> Vec<Range> {
+        self.cut(owner, range);
+        self.uncovered(range)
+    }
+
+    /// Takes all that was taken through `fid`; gives the parts that nobody holds any more.
+    pub(crate) fn release_fid(&mut self, fid: u32) -> Vec<Range> {
+        let (gone, rest): (Vec<Held>, Vec<Held>) = self.held.iter().partition(|held| held.fid == fid);
+        self.held = rest;
+        gone.iter().flat_map(|held| self.uncovered(held.range)).collect()
+    }
+
     /// The parts of `range` that nobody holds.
     fn uncovered(&self, range: Range) -> Vec<Range> {
         let mut free = vec![range];
@@ -148,11 +161,40 @@ impl Inode {
 }
 
 /// All locks of a session.
+///
+/// The host is asked without the session's lock on these, for on a server that is gone such a call may never return;
+/// but what is noted of an inode must be what the host has. So a request takes the inode out, makes its calls, and puts
+/// it back; others that want the same one wait.
 #[derive(Debug, Default)]
 pub(crate) struct Locks {
     inodes: HashMap<Same, Inode>,
+    /// Taken out.
+    busy: Vec<Same>,
+    /// Requests that wait for one of these.
+    pub(crate) waiting: usize,
     /// Ranges held, over all inodes.
     count: usize,
+    /// Counts resets: what was taken out before one is not put back after it.
+    epoch: u64,
+}
+
+/// An inode taken out; without locks it has no descriptor.
+#[derive(Debug)]
+pub(crate) struct Out {
+    pub(crate) inode: Option<Inode>,
+    same: Same,
+    before: usize,
+    epoch: u64,
+}
+
+impl Out {
+    /// All of it; what is left has no locks.
+    pub(crate) fn take(&mut self) -> Out {
+        Out {
+            inode: self.inode.take(),
+            ..*self
+        }
+    }
 }
 
 impl Locks {
@@ -161,65 +203,46 @@ impl Locks {
         self.count
     }
 
-    /// Descriptors held.
+    /// Descriptors held, but for those taken out.
     pub(crate) fn files(&self) -> usize {
         self.inodes.len()
     }
 
-    /// The inode's locks, if there are some.
-    pub(crate) fn get(&self, inode: Same) -> Option<&Inode> {
-        self.inodes.get(&inode)
-    }
-
-    /// Adds an inode, whose first lock has been granted on its description.
-    pub(crate) fn add(&mut self, inode: Same, locks: Inode) {
-        self.inodes.insert(inode, locks);
-    }
-
-    fn change<R>(&mut self, inode: Same, change: impl FnOnce(&mut Inode) -> R) -> Option<R> {
-        let locks = self.inodes.get_mut(&inode)?;
-        let before = locks.held.len();
-        let result = change(locks);
-        self.count = self.count.saturating_sub(before) + locks.held.len();
-        Some(result)
-    }
-
-    /// Notes what was granted.
-    pub(crate) fn take(&mut self, inode: Same, held: Held) {
-        self.change(inode, |locks| locks.take(held));
-    }
-
-    /// Takes `range` from `owner`; gives the parts of it that nobody holds any more.
-    pub(crate) fn release(&mut self, inode: Same, owner: u64, range: Range) -> Vec<Range> {
-        self.change(inode, |locks| {
-            locks.cut(owner, range);
-            locks.uncovered(range)
-        })
-        .unwrap_or_default()
-    }
-
-    /// Takes all that was taken through `fid`; gives the parts that nobody holds any more.
-    pub(crate) fn release_fid(&mut self, inode: Same, fid: u32) -> Vec<Range> {
-        self.change(inode, |locks| {
-            let gone: Vec<Held> = locks
-                .held
-                .iter()
-                .copied()
-                .filter(|held| held.fid == fid)
-                .collect();
-            locks.held.retain(|held| held.fid != fid);
-            gone.iter().flat_map(|held| locks.uncovered(held.range)).collect()
-        })
-        .unwrap_or_default()
-    }
-
-    /// Gives up the inode's description if nobody holds anything; closing it frees whatever is left.
-    pub(crate) fn tidy(&mut self, inode: Same) -> bool {
-        let free = self.inodes.get(&inode).is_some_and(Inode::is_free);
-        if free {
-            self.inodes.remove(&inode);
+    /// Takes an inode out; `None` while another request has it.
+    pub(crate) fn take_out(&mut self, same: Same) -> Option<Out> {
+        if self.busy.contains(&same) {
+            return None;
         }
-        free
+        self.busy.push(same);
+        let inode = self.inodes.remove(&same);
+        Some(Out {
+            before: inode.as_ref().map_or(0, |inode| inode.held.len()),
+            inode,
+            same,
+            epoch: self.epoch,
+        })
+    }
+
+    /// Puts it back. Gives what is to be closed, which frees what is left of its locks: the description of an inode
+    /// without any, or of one that a reset has taken from the client.
+    pub(crate) fn put_back(&mut self, out: Out) -> Option<Inode> {
+        self.busy.retain(|&busy| busy != out.same);
+        if out.epoch != self.epoch {
+            return out.inode;
+        }
+        let after = out.inode.as_ref().map_or(0, |inode| inode.held.len());
+        self.count = self.count.saturating_sub(out.before) + after;
+        match out.inode {
+            Some(inode) if !inode.is_free() => self.inodes.insert(out.same, inode),
+            other => other,
+        }
+    }
+
+    /// Forgets all locks; gives what is to be closed.
+    pub(crate) fn reset(&mut self) -> HashMap<Same, Inode> {
+        self.epoch += 1;
+        self.count = 0;
+        std::mem::take(&mut self.inodes)
     }
 }
 
@@ -257,6 +280,50 @@ mod tests {
         assert_eq!(Range::new(1, u64::MAX), None);
         assert_eq!(range(0, LAST).length(), 0);
         assert_eq!(range(3, 4).length(), 2);
+    }
+
+    fn same(ino: u64) -> Same {
+        Same::of(&host::Identity {
+            dev: 1,
+            ino,
+            birth: host::Time::default(),
+            unique: ino,
+            version: 1,
+            host_type: libc::S_IFREG,
+            file_type: host::FileType::Regular,
+        })
+    }
+
+    #[test]
+    fn an_inode_is_taken_out_by_one_at_a_time() {
+        let mut locks = Locks::default();
+        let mut one = locks.take_out(same(1)).unwrap();
+        assert!(locks.take_out(same(1)).is_none());
+        let two = locks.take_out(same(2)).unwrap();
+        let mut held_twice = inode();
+        held_twice.take(held(range(0, 0), 1, true));
+        held_twice.take(held(range(5, 5), 1, true));
+        one.inode = Some(held_twice);
+        assert!(locks.put_back(one).is_none() && locks.put_back(two).is_none());
+        assert_eq!((locks.count(), locks.files()), (2, 1));
+        let mut one = locks.take_out(same(1)).unwrap();
+        assert_eq!(one.inode.as_mut().unwrap().release_fid(1).len(), 2);
+        assert!(locks.put_back(one).is_some(), "to be closed without the lock");
+        assert_eq!((locks.count(), locks.files()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_taken_out_before_a_reset_is_not_put_back() {
+        let mut locks = Locks::default();
+        let mut one = locks.take_out(same(1)).unwrap();
+        let mut inode = inode();
+        inode.take(held(range(0, 0), 1, true));
+        one.inode = Some(inode);
+        assert!(locks.reset().is_empty());
+        assert!(locks.take_out(same(1)).is_none(), "still at work");
+        assert!(locks.put_back(one).is_some());
+        assert_eq!((locks.count(), locks.files()), (0, 0));
+        assert!(locks.take_out(same(1)).is_some_and(|out| out.inode.is_none()));
     }
 
     #[test]

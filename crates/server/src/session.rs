@@ -1,7 +1,7 @@
 //! The session: one client's fids on one share, and what becomes of each message.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 use host::{Name, NameError, Share};
 use wire::{DecodeErrorKind, Header, Tmessage};
@@ -52,6 +52,8 @@ pub struct Session {
     pub(crate) limits: Limits,
     pub(crate) tables: Mutex<Tables>,
     pub(crate) locks: Mutex<Locks>,
+    /// Signalled when an inode is put back for which a request waits.
+    pub(crate) locks_back: Condvar,
     /// Descriptors that these hold, readable without the lock.
     pub(crate) lock_files: AtomicUsize,
     /// The msize agreed upon; 0 before Tversion.
@@ -83,6 +85,7 @@ impl Session {
             limits,
             tables: Mutex::new(Tables::new(limits)),
             locks: Mutex::default(),
+            locks_back: Condvar::new(),
             lock_files: AtomicUsize::new(0),
             msize: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
@@ -149,7 +152,7 @@ impl Session {
             Tmessage::Xattrwalk(m) => reply.send(&self.xattrwalk(m, scratch)?),
             Tmessage::Xattrcreate(m) => reply.send(&self.xattrcreate(m)?),
             Tmessage::Lock(m) => return self.lock(m, request, reply, how),
-            Tmessage::Getlock(m) => self.getlock(m, reply, scratch)?,
+            Tmessage::Getlock(m) => return self.getlock(m, reply, scratch, how),
             Tmessage::Link(m) => reply.send(&self.link(m)?),
             Tmessage::Symlink(m) => reply.send(&self.symlink(m)?),
             Tmessage::Readlink(m) => self.readlink(m, reply, scratch)?,

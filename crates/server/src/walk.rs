@@ -1,13 +1,12 @@
 //! Twalk, Tclunk, Tremove.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::MutexGuard;
 
 use host::{FileType, Identity, Name, NameError, Object};
 use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, Tremove, Twalk};
 
 use crate::failure::Failure;
-use crate::locks::Locks;
+use crate::lock::TakenOut;
 use crate::nodes::Same;
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
@@ -306,21 +305,32 @@ impl Session {
         Ok(())
     }
 
-    /// The locks, if the fid may have some: `None` when another thread has them and this one must not wait.
-    fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<MutexGuard<'_, Locks>>> {
-        match (pin.view.locks, how) {
-            (false, _) => Some(None),
-            (true, How::Inline) => self.try_locks().map(Some),
-            (true, _) => Some(Some(self.locks())),
+    /// The locks of the fid's inode, if it may have some: `None` when another thread has them and this one must not
+    /// wait.
+    fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<TakenOut<'_>>> {
+        if !pin.view.locks {
+            return Some(None);
+        }
+        match self.inode(pin) {
+            None => Some(None),
+            Some(same) => self.take_out(same, how).map(Some),
         }
     }
 
     /// Takes the fid out of the table, and then its locks.
-    fn bury<'s>(&'s self, pin: &Pin<'_>, locks: &mut Option<MutexGuard<'s, Locks>>) {
+    fn bury<'s>(&'s self, pin: &Pin<'_>, locks: &mut Option<TakenOut<'s>>) {
         let has_locks = self.with(|tables| tables.clunk(&pin.view) && tables.has_locks(&pin.view));
-        if has_locks {
-            let locks = locks.get_or_insert_with(|| self.locks());
-            self.release_fid(locks, pin);
+        if !has_locks {
+            return;
+        }
+        if locks.is_none() {
+            // They were taken since.
+            *locks = self
+                .inode(pin)
+                .and_then(|same| self.take_out(same, How::Blocking));
+        }
+        if let Some(out) = locks {
+            self.release_fid(out, pin);
         }
     }
 }

@@ -26,12 +26,16 @@ mod op {
     pub const FSYNC: u32 = 20;
     pub const FLUSH: u32 = 25;
     pub const INIT: u32 = 26;
+    pub const GETLK: u32 = 31;
+    pub const SETLK: u32 = 32;
     pub const INTERRUPT: u32 = 36;
     pub const BATCH_FORGET: u32 = 42;
 }
 
 /// FUSE_BIG_WRITES: a WRITE may have more than a page.
 const BIG_WRITES: u32 = 1 << 5;
+/// FUSE_POSIX_LOCKS: the file system has the locks, not the kernel.
+const POSIX_LOCKS: u32 = 1 << 1;
 /// Bytes of `fuse_in_header`, and of `fuse_write_in` behind it.
 const HEADER: usize = 40;
 const WRITE_IN: usize = 40;
@@ -56,6 +60,8 @@ pub struct Script {
     pub fsync: i32,
     /// The errno of FLUSH, which close(2) reports.
     pub flush: i32,
+    /// SETLKs hang like look-ups; else every lock is granted.
+    pub hang_locks: bool,
     /// Flags of the last OPEN.
     pub opened: i32,
     /// FLUSHes seen.
@@ -69,7 +75,7 @@ pub struct Fuse {
     device: File,
     thread: Option<JoinHandle<()>>,
     script: Arc<Mutex<Script>>,
-    /// The look-ups that wait, by their number.
+    /// The look-ups and locks that wait, by their number.
     pub hanging: Receiver<u64>,
 }
 
@@ -115,7 +121,7 @@ impl Fuse {
         script(&self.script)
     }
 
-    /// Answers a look-up that hangs with an errno.
+    /// Answers what hangs with an errno.
     pub fn fail(&self, unique: u64, errno: i32) {
         reply(&self.device, unique, -errno, &[]);
     }
@@ -157,7 +163,7 @@ impl Server {
                 let mut out = [0; 64];
                 out[0..4].copy_from_slice(&7u32.to_ne_bytes());
                 out[4..8].copy_from_slice(&31u32.to_ne_bytes());
-                out[12..16].copy_from_slice(&BIG_WRITES.to_ne_bytes());
+                out[12..16].copy_from_slice(&(BIG_WRITES | POSIX_LOCKS).to_ne_bytes());
                 out[20..24].copy_from_slice(&(MAX_WRITE as u32).to_ne_bytes());
                 ok(&out);
             }
@@ -202,6 +208,15 @@ impl Server {
                 script.data[at..end].copy_from_slice(bytes);
                 let mut out = [0; 8];
                 out[0..4].copy_from_slice(&(bytes.len() as u32).to_ne_bytes());
+                ok(&out);
+            }
+            op::SETLK if script.hang_locks => {
+                let _ = self.hanging.send(unique);
+            }
+            op::SETLK => ok(&[]),
+            op::GETLK => {
+                let mut out = [0; 24];
+                out[16..20].copy_from_slice(&(libc::F_UNLCK as u32).to_ne_bytes());
                 ok(&out);
             }
             op::FSYNC => errno(script.fsync),
