@@ -1,15 +1,18 @@
 //! A step as a request, and its answer as a value that can be compared.
 
 use wire::{
-    Names, Qid, Rgetattr, Rmessage, Rstatfs, Tattach, Tclunk, Tfsync, Tgetattr, Tlcreate, Tlink, Tlopen,
-    Tmessage, Tmkdir, Tmknod, Tread, Treaddir, Treadlink, Tremove, Trename, Trenameat, Tsetattr, Tstatfs,
-    Tsymlink, Tunlinkat, Tversion, Twalk, Twrite, Txattrcreate, Txattrwalk,
+    Names, Qid, Rgetattr, Rmessage, Rstatfs, Tattach, Tclunk, Tflush, Tfsync, Tgetattr, Tgetlock, Tlcreate,
+    Tlink, Tlock, Tlopen, Tmessage, Tmkdir, Tmknod, Tread, Treaddir, Treadlink, Tremove, Trename, Trenameat,
+    Tsetattr, Tstatfs, Tsymlink, Tunlinkat, Tversion, Twalk, Twrite, Txattrcreate, Txattrwalk,
 };
 
 use crate::step::{Bytes, Step};
 
 /// The session's msize. Larger than any answer here.
 pub const MSIZE: u32 = 32 * 1024;
+
+/// Who locks.
+const CLIENT: &[u8] = b"guest";
 
 /// What answers requests, one at a time.
 pub trait Server {
@@ -47,6 +50,10 @@ pub enum Answer {
     Size(u64),
     Target(Bytes),
     Statfs(Box<Rstatfs>),
+    /// Of Tlock.
+    Status(u8),
+    /// Of Tgetlock: kind, start, length, process.
+    Lock(u8, u64, u64, u32),
     /// Nothing that the request may be answered with.
     Broken(String),
 }
@@ -95,6 +102,9 @@ fn value(answer: Rmessage<'_>) -> Answer {
         Rmessage::Xattrwalk(answer) => Answer::Size(answer.size),
         Rmessage::Readlink(answer) => Answer::Target(Bytes(answer.target.to_vec())),
         Rmessage::Statfs(answer) => Answer::Statfs(Box::new(answer)),
+        Rmessage::Lock(answer) => Answer::Status(answer.status),
+        Rmessage::Getlock(answer) if answer.client_id != CLIENT => Answer::Broken(format!("{answer:?}")),
+        Rmessage::Getlock(answer) => Answer::Lock(answer.kind, answer.start, answer.length, answer.proc_id),
         _ => Answer::Done,
     }
 }
@@ -295,6 +305,13 @@ pub fn ask(server: &mut dyn Server, step: &Step, tag: u16) -> Answer {
             .into()
         }
         Step::Readdir { fid, count } => return listing(server, *fid, *count, tag),
+        Step::Readpage { fid, offset, count } => {
+            let mut entries = Vec::new();
+            return match page(server, *fid, *offset, *count, tag, &mut entries) {
+                Ok(_) => Answer::Listing(entries),
+                Err(answer) => answer,
+            };
+        }
         Step::Xattrwalk { fid, newfid, name } => Txattrwalk {
             fid: *fid,
             newfid: *newfid,
@@ -319,6 +336,42 @@ pub fn ask(server: &mut dyn Server, step: &Step, tag: u16) -> Answer {
             datasync: *datasync,
         }
         .into(),
+        Step::Lock {
+            fid,
+            kind,
+            flags,
+            start,
+            length,
+            proc_id,
+        } => Tlock {
+            fid: *fid,
+            kind: *kind as u8,
+            flags: *flags,
+            start: *start,
+            length: *length,
+            proc_id: *proc_id,
+            client_id: CLIENT,
+        }
+        .into(),
+        Step::Getlock {
+            fid,
+            kind,
+            start,
+            length,
+            proc_id,
+        } => Tgetlock {
+            fid: *fid,
+            kind: *kind as u8,
+            start: *start,
+            length: *length,
+            proc_id: *proc_id,
+            client_id: CLIENT,
+        }
+        .into(),
+        Step::Flush { oldtag } => Tflush {
+            oldtag: *oldtag as u16,
+        }
+        .into(),
         Step::HostFile { .. } | Step::HostDir { .. } | Step::HostSymlink { .. } | Step::HostRemove { .. } => {
             unreachable!("the host's steps are no requests")
         }
@@ -329,38 +382,55 @@ pub fn ask(server: &mut dyn Server, step: &Step, tag: u16) -> Answer {
 fn listing(server: &mut dyn Server, fid: u32, count: u32, tag: u16) -> Answer {
     let mut entries = Vec::new();
     let mut offset = 0;
-    let mut frame = [0; 64];
     // No directory here needs as many; a cookie that leads back would.
     for _ in 0..1000 {
-        let message = Tmessage::from(Treaddir { fid, offset, count });
-        let len = message.encode(tag, &mut frame).expect("fits");
-        let reply = server.rpc(&frame[..len]);
-        let answer = match Rmessage::decode(&reply) {
-            Ok((_, Rmessage::Readdir(answer))) => answer,
-            Ok((_, Rmessage::Lerror(error))) => return Answer::Error(error.ecode as i32),
-            other => return Answer::Broken(format!("{other:?} to {message:?}")),
-        };
-        if answer.data.is_empty() {
-            entries.sort();
-            return Answer::Listing(entries);
-        }
-        if answer.data.len() > count as usize {
-            return Answer::Broken(format!("{} bytes of entries", answer.data.len()));
-        }
-        for entry in answer.entries() {
-            match entry {
-                Ok(entry) => {
-                    offset = entry.offset;
-                    entries.push(Entry {
-                        name: Bytes(entry.name.to_vec()),
-                        kind: entry.kind,
-                        qid_kind: entry.qid.kind,
-                        path: entry.qid.path,
-                    });
-                }
-                Err(error) => return Answer::Broken(format!("{error:?} in a listing")),
+        match page(server, fid, offset, count, tag, &mut entries) {
+            Ok(Some(next)) => offset = next,
+            Ok(None) => {
+                entries.sort();
+                return Answer::Listing(entries);
             }
+            Err(answer) => return answer,
         }
     }
     Answer::Broken("a listing without end".to_owned())
+}
+
+/// One Treaddir; gives the last cookie, `None` at the end.
+fn page(
+    server: &mut dyn Server,
+    fid: u32,
+    offset: u64,
+    count: u32,
+    tag: u16,
+    entries: &mut Vec<Entry>,
+) -> Result<Option<u64>, Answer> {
+    let mut frame = [0; 64];
+    let message = Tmessage::from(Treaddir { fid, offset, count });
+    let len = message.encode(tag, &mut frame).expect("fits");
+    let reply = server.rpc(&frame[..len]);
+    let answer = match Rmessage::decode(&reply) {
+        Ok((_, Rmessage::Readdir(answer))) => answer,
+        Ok((_, Rmessage::Lerror(error))) => return Err(Answer::Error(error.ecode as i32)),
+        other => return Err(Answer::Broken(format!("{other:?} to {message:?}"))),
+    };
+    if answer.data.len() > count as usize {
+        return Err(Answer::Broken(format!("{} bytes of entries", answer.data.len())));
+    }
+    let mut last = None;
+    for entry in answer.entries() {
+        match entry {
+            Ok(entry) => {
+                last = Some(entry.offset);
+                entries.push(Entry {
+                    name: Bytes(entry.name.to_vec()),
+                    kind: entry.kind,
+                    qid_kind: entry.qid.kind,
+                    path: entry.qid.path,
+                });
+            }
+            Err(error) => return Err(Answer::Broken(format!("{error:?} in a listing"))),
+        }
+    }
+    Ok(last)
 }

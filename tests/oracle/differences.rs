@@ -16,10 +16,13 @@ const SIZE: u32 = 8;
 const TIMES: u32 = 0x10 | 0x20;
 const TIMES_SET: u32 = 0x80 | 0x100;
 
+/// The rule that allows most.
+pub const FID: &str = "a fid is an object";
+
 /// See the module.
 pub const RULES: &[Rule] = &[
     Rule {
-        name: "a fid is an object",
+        name: FID,
         reason: "QEMU's fid is a path: after an unlink or a replacement it names nothing or a stranger; \
                  ours stays with its object",
         allow: Allow::Answers(|context, _, _| {
@@ -436,6 +439,69 @@ pub const RULES: &[Rule] = &[
                 && setattr
                 && theirs.error() == Some(libc::EPERM)
                 && ours.error() == Some(libc::EOPNOTSUPP)
+        }),
+    },
+    Rule {
+        name: "locks are real",
+        reason: "QEMU takes and finds none, and lets anything be locked that is open; ours are the host's, so a directory, \
+                 an unknown kind and a range beyond any file are errors, and so is write-locking what is open for reading",
+        allow: Allow::Answers(|context, theirs, ours| {
+            matches!(context.step, Step::Lock { .. } | Step::Getlock { .. })
+                && matches!(
+                    theirs,
+                    Answer::Status(wire::P9_LOCK_SUCCESS) | Answer::Lock(wire::P9_LOCK_TYPE_UNLCK, ..)
+                )
+                && matches!(ours.error(), Some(libc::EBADF | libc::EINVAL))
+        }),
+    },
+    Rule {
+        name: "of two errors in a lock the fid's is said first",
+        reason: "QEMU looks at the flags before",
+        allow: Allow::Answers(|context, theirs, ours| {
+            matches!(context.step, Step::Lock { .. })
+                && theirs.error() == Some(libc::EINVAL)
+                && ours.error() == Some(libc::ENOENT)
+        }),
+    },
+    Rule {
+        name: "an entry that does not fit is no end",
+        reason: "QEMU answers with nothing where not even one entry has room, which a client takes for the directory's \
+                 end; getdents(2) says EINVAL",
+        allow: Allow::Answers(|context, theirs, ours| {
+            matches!(context.step, Step::Readpage { .. } | Step::Readdir { .. })
+                && *theirs == Answer::Listing(Vec::new())
+                && ours.error() == Some(libc::EINVAL)
+        }),
+    },
+    Rule {
+        name: "a directory has no position beyond 2^63",
+        reason: "QEMU takes the failure to go there for errno 1; lseek(2) says EINVAL",
+        allow: Allow::Answers(|context, theirs, ours| match context.step {
+            Step::Readpage { offset, .. } if i64::try_from(*offset).is_err() => {
+                theirs.error() == Some(libc::EPERM) && ours.error() == Some(libc::EINVAL)
+            }
+            _ => false,
+        }),
+    },
+    Rule {
+        name: "of two errors in an Txattrcreate the fid's is said first",
+        reason: "QEMU looks at the size before",
+        allow: Allow::Answers(|context, theirs, ours| {
+            matches!(context.step, Step::Xattrcreate { .. })
+                && theirs.error() == Some(libc::E2BIG)
+                && ours.error() == Some(libc::EINVAL)
+        }),
+    },
+    Rule {
+        name: "an xattr's bytes beyond those announced have no place",
+        reason: "QEMU takes what has room, which may be none, and says so little that a client tries for ever; we say \
+                 ENOSPC at once, as both do when the first byte is beyond",
+        allow: Allow::Answers(|context, theirs, ours| match context.step {
+            Step::Write { fid, .. } | Step::Fill { fid, .. } => {
+                let xattr = context.world.fids.get(fid).is_some_and(|fid| fid.xattr);
+                xattr && matches!(theirs, Answer::Count(_)) && ours.error() == Some(libc::ENOSPC)
+            }
+            _ => false,
         }),
     },
     Rule {

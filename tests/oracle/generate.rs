@@ -1,6 +1,7 @@
 //! Random sequences. A rough model of the tree and of the fids steers them towards steps that do something; it
 //! assumes that every step succeeds, which is wrong often enough to meet the errors too.
 
+mod anything;
 mod requests;
 
 use std::collections::BTreeMap;
@@ -288,6 +289,9 @@ impl Generator {
             6,  // clunk
             1,  // attach
             if self.host { 6 } else { 0 },
+            4,  // lock
+            3,  // a page of a directory
+            12, // anything, of any fid
         ];
         match self.random.weighted(&weights) {
             0 => self.walk(),
@@ -333,7 +337,10 @@ impl Generator {
                 self.steps.push(Step::Attach { fid, uid });
                 self.fids.entry(fid).or_insert((Path::new(), State::Walked));
             }
-            _ => self.by_host(),
+            21 => self.by_host(),
+            22 => self.lock(),
+            23 => self.page(),
+            _ => self.anything(),
         }
     }
 }

@@ -55,7 +55,10 @@ impl Server for Ours {
         let mut how = How::Inline;
         loop {
             match self.session.handle(&mut request, &mut self.scratch, how) {
-                Outcome::Done(len) => return self.reply[..len as usize].to_vec(),
+                // Nothing is under way that could be flushed.
+                Outcome::Done(len) | Outcome::Flush { len, .. } => {
+                    return self.reply[..len as usize].to_vec();
+                }
                 Outcome::More => {}
                 Outcome::Defer => how = How::Blocking,
                 outcome => panic!("{outcome:?} to {frame:?}"),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::ask::{Answer, Server, ask, version};
 use crate::compare::{self, Qids};
+use crate::differences::FID;
 use crate::rules::{self, Context, Mode, Rule};
 use crate::step::{Step, show};
 use crate::tree::{self, Tree};
@@ -70,6 +71,11 @@ impl Pair {
         let [left, right] = &mut self.parties;
         let mut world = World::new(&left.directory, &right.directory);
         for (at, step) in steps.iter().enumerate() {
+            if let Step::Clunk { fid } | Step::Remove { fid } = step
+                && let Some(end) = astray(self.rules, &steps[..at], &world, *fid)
+            {
+                return end;
+            }
             let guest_mode = rules::needs_mode(step)
                 .filter(|_| !self.rules.is_empty())
                 .and_then(|fid| match ask(&mut *right.server, &Step::Getattr { fid }, 1) {
@@ -105,8 +111,14 @@ impl Pair {
             world.update(step, &answers[1]);
         }
         // A new session would do: QEMU sets an xattr then that was written and not clunked, and we do not.
-        let mut fids: Vec<u32> = world.fids.into_keys().collect();
+        let mut fids: Vec<u32> = world.fids.keys().copied().collect();
         fids.sort_unstable();
+        if let Some(end) = fids
+            .iter()
+            .find_map(|fid| astray(self.rules, steps, &world, *fid))
+        {
+            return end;
+        }
         for fid in fids {
             let answers =
                 [&mut *left, &mut *right].map(|party| ask(&mut *party.server, &Step::Clunk { fid }, 1));
@@ -192,6 +204,19 @@ impl Pair {
             )
         })
     }
+}
+
+/// An xattr is set when its fid is clunked: by QEMU on what is at the fid's path by then. When that is another object
+/// or none, the xattr is better not begun.
+fn astray(rules: &'static [Rule], before: &[Step], world: &World, fid: u32) -> Option<End> {
+    let rule = rules.iter().find(|rule| rule.name == FID)?;
+    let known = world.fids.get(&fid).filter(|known| known.xattr)?;
+    if world.inodes(&known.path) == known.inodes {
+        return None;
+    }
+    let begun = |step: &Step| matches!(step, Step::Xattrcreate { fid: of, .. } if *of == fid);
+    let at = before.iter().rposition(begun)?;
+    Some(End::Without { at, rule })
 }
 
 fn same(what: &str, left: &Tree, right: &Tree) -> Result<(), String> {

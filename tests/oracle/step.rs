@@ -177,10 +177,15 @@ steps! {
     Fill "fill" { fid: u32, offset: u64, byte: u32, count: u32 }
     /// The whole directory, by Treaddirs of `count` bytes.
     Readdir "readdir" { fid: u32, count: u32 }
+    /// One Treaddir, at an offset that may be no cookie.
+    Readpage "readpage" { fid: u32, offset: u64, count: u32 }
     Xattrwalk "xattrwalk" { fid: u32, newfid: u32, name: Bytes }
     Xattrcreate "xattrcreate" { fid: u32, name: Bytes, size: u64, flags: u32 }
     Statfs "statfs" { fid: u32 }
     Fsync "fsync" { fid: u32, datasync: u32 }
+    Lock "lock" { fid: u32, kind: u32, flags: u32, start: u64, length: u64, proc_id: u32 }
+    Getlock "getlock" { fid: u32, kind: u32, start: u64, length: u64, proc_id: u32 }
+    Flush "flush" { oldtag: u32 }
     /// The host makes a file in the share, behind the servers' backs.
     HostFile "hostfile" { path: Bytes, mode: u32, data: Bytes }
     HostDir "hostdir" { path: Bytes, mode: u32 }

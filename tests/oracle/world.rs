@@ -185,7 +185,8 @@ impl World {
             | Step::HostFile { .. }
             | Step::HostDir { .. }
             | Step::HostSymlink { .. }
-            | Step::HostRemove { .. } => Vec::new(),
+            | Step::HostRemove { .. }
+            | Step::Flush { .. } => Vec::new(),
             Step::Walk { fid, .. }
             | Step::Clunk { fid }
             | Step::Remove { fid }
@@ -198,10 +199,13 @@ impl World {
             | Step::Write { fid, .. }
             | Step::Fill { fid, .. }
             | Step::Readdir { fid, .. }
+            | Step::Readpage { fid, .. }
             | Step::Xattrwalk { fid, .. }
             | Step::Xattrcreate { fid, .. }
             | Step::Statfs { fid }
-            | Step::Fsync { fid, .. } => vec![*fid],
+            | Step::Fsync { fid, .. }
+            | Step::Lock { fid, .. }
+            | Step::Getlock { fid, .. } => vec![*fid],
             Step::Mkdir { dfid, .. } | Step::Mknod { dfid, .. } | Step::Symlink { dfid, .. } => vec![*dfid],
             Step::Link { dfid, fid, .. } | Step::Rename { fid, dfid, .. } => vec![*dfid, *fid],
             Step::Renameat {

@@ -368,7 +368,17 @@ impl Generator {
             offset,
             count: 4000,
         });
-        self.clunk(newfid);
+        if self.random.chance(85) {
+            self.clunk(newfid);
+        } else {
+            // It stays, for others to come upon.
+            let path = self
+                .fids
+                .get(&fid)
+                .map(|(path, _)| path.clone())
+                .unwrap_or_default();
+            self.fids.insert(newfid, (path, State::Xattr));
+        }
     }
 
     pub(super) fn set_xattr(&mut self) {
@@ -435,7 +445,9 @@ impl Generator {
                 data: Bytes(data),
             });
         }
-        self.clunk(fid);
+        if self.random.chance(90) {
+            self.clunk(fid);
+        }
     }
 
     /// The kernel's `posix_acl_xattr` form: version 2, then entries of tag, permissions, id.
