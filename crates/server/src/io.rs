@@ -25,6 +25,9 @@
 //! with O_APPEND, has no use here: the only other such descriptors are those of files with the append-only
 //! attribute, and on these it is refused.
 
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
 use host::IoVec;
 use wire::{Rread, Rwrite, Tread, Twrite, encode_rread_header};
 
@@ -37,6 +40,16 @@ use crate::table::State;
 
 /// Bytes moved at a time on the queue thread, so that what is small and ready need not wait long.
 const SLICE: usize = 128 * 1024;
+
+/// Writes of so many bytes are timed on the queue thread; for fewer the clock would cost too much.
+const TIMED: usize = 32 * 1024;
+
+/// A write that takes so long was throttled, because too many pages are dirty (`balance_dirty_pages`), or waited for
+/// the disk. After two in a row (one may be chance: this thread did not get a processor) the next ones will be, too.
+const SLOW: Duration = Duration::from_millis(10);
+
+/// So many of the next ones are left to threads that may block, before the queue thread tries one again.
+const SLOW_RUN: u32 = 64;
 
 /// Bytes moved per system call on a pool thread: far above any msize granted by default.
 const WHOLE: usize = 1 << 30;
@@ -170,6 +183,12 @@ impl Session {
                 return Ok(Outcome::More);
             }
             let ask = (count - done).min(most);
+            let timed = inline && ask >= TIMED;
+            if timed && self.writes_are_slow() {
+                *request.progress = done as u64;
+                return Ok(Outcome::Defer);
+            }
+            let begun = timed.then(Instant::now);
             scratch.iov.clear();
             IoVec::slice_into(request.payload, done, ask, &mut scratch.iov);
             let at = m.offset.checked_add(done as u64).ok_or(EINVAL)?;
@@ -186,10 +205,38 @@ impl Session {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error.into()),
             }
+            if let Some(begun) = begun {
+                self.note_write(begun.elapsed() >= SLOW);
+            }
         }
         Ok(reply.send(&Rwrite {
             count: u32::try_from(done).unwrap_or(m.count),
         }))
+    }
+
+    /// Whether this write is one of those that are left to threads that may block. Counted in writes and not in time,
+    /// so that a machine that stands still for a while changes nothing.
+    fn writes_are_slow(&self) -> bool {
+        let left = self.slow_writes.load(Ordering::Relaxed);
+        if left > 1 {
+            // Two threads may count one; it does not matter.
+            self.slow_writes.store(left - 1, Ordering::Relaxed);
+        }
+        left > 1
+    }
+
+    /// Notes how long a write took. 1: the last one was slow; more: so many (less one) are left to others.
+    fn note_write(&self, slow: bool) {
+        let before = self.slow_writes.load(Ordering::Relaxed);
+        let after = match (slow, before) {
+            (true, 0) => 1,
+            (true, _) => SLOW_RUN + 1,
+            (false, 1) => 0,
+            (false, other) => other,
+        };
+        if after != before {
+            self.slow_writes.store(after, Ordering::Relaxed);
+        }
     }
 
     /// Whether a write at `offset` on an appending fid goes to the end: see the top of this file.

@@ -59,6 +59,8 @@ pub struct Session {
     /// The msize agreed upon; 0 before Tversion.
     pub(crate) msize: AtomicU32,
     pub(crate) wakes: AtomicU64,
+    /// How many of the next large writes are not for the queue thread: see `io`.
+    pub(crate) slow_writes: AtomicU32,
 }
 
 /// The share, which has nothing to show in a log.
@@ -89,6 +91,7 @@ impl Session {
             lock_files: AtomicUsize::new(0),
             msize: AtomicU32::new(0),
             wakes: AtomicU64::new(0),
+            slow_writes: AtomicU32::new(0),
         }
     }
 

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -54,6 +55,8 @@ pub struct Script {
     pub write: i32,
     /// So many WRITEs succeed before.
     pub writes_before: usize,
+    /// WRITEs are answered so late.
+    pub write_delay: Duration,
     /// READs fail with this errno.
     pub read: i32,
     /// FSYNC's errno.
@@ -196,6 +199,7 @@ impl Server {
             op::WRITE if script.write != 0 && script.writes_before == 0 => errno(script.write),
             op::WRITE => {
                 script.writes_before = script.writes_before.saturating_sub(1);
+                std::thread::sleep(script.write_delay);
                 let bytes = &body[WRITE_IN..];
                 let at = match word(body, 32).cast_signed() & libc::O_APPEND {
                     0 => long(body, 8) as usize,

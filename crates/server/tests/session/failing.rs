@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use host::{SecurityModel, Share, ShareOptions};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use server::Limits;
+use server::{Limits, Outcome};
 use testkit::Fuse;
 use testkit::client::Errno;
 use testkit::fuse::MAX_WRITE;
@@ -15,6 +15,13 @@ use crate::common::*;
 
 /// A share of what `mount` puts at a directory; `None` where it cannot. The mount goes before the directory does.
 fn mounted<M>(mount: impl FnOnce(&Path) -> Option<M>) -> Option<(Fixture, M)> {
+    mounted_with(mount, |_| {})
+}
+
+fn mounted_with<M>(
+    mount: impl FnOnce(&Path) -> Option<M>,
+    change: impl FnOnce(&mut ShareOptions),
+) -> Option<(Fixture, M)> {
     let dir = tempfile::tempdir().unwrap();
     let target = dir.path().join("mount");
     std::fs::create_dir(&target).unwrap();
@@ -22,7 +29,9 @@ fn mounted<M>(mount: impl FnOnce(&Path) -> Option<M>) -> Option<(Fixture, M)> {
         println!("left out: this process may not mount");
         return None;
     };
-    let share = Share::open(&ShareOptions::new(&target, SecurityModel::Squash)).unwrap();
+    let mut options = ShareOptions::new(&target, SecurityModel::Squash);
+    change(&mut options);
+    let share = Share::open(&options).unwrap();
     Some((Fixture::on(dir, Arc::new(share), Limits::default()), mount))
 }
 
@@ -88,6 +97,43 @@ fn a_quota_and_a_broken_disk() {
         fuse.script().write = 0;
         assert_eq!(f.client.write(1, written.into(), b"more"), Ok(4));
     }
+}
+
+/// As when the host's kernel throttles whoever dirties pages. On a file system that is not known to hang, requests are
+/// tried on the queue thread first.
+#[test]
+fn slow_writes_leave_the_queue_thread() {
+    let never = |options: &mut ShareOptions| options.may_hang = host::MayHang::Never;
+    let Some((mut f, fuse)) = mounted_with(Fuse::mount, never) else {
+        return;
+    };
+    f.open(1, "file", O_RDWR);
+    let large = [7; 40_000];
+    let deferred = |f: &mut Fixture| f.client.transport().outcomes[0] == Outcome::Defer;
+    fuse.script().write_delay = std::time::Duration::from_millis(30);
+    for _ in 0..2 {
+        assert_eq!(f.client.write(1, 0, &large), Ok(40_000));
+    }
+    fuse.script().write_delay = std::time::Duration::ZERO;
+    let mut left = 0;
+    loop {
+        assert_eq!(f.client.write(1, 0, &large), Ok(40_000));
+        if !deferred(&mut f) {
+            break;
+        }
+        left += 1;
+        assert!(left < 1000, "never tried again");
+        // What is small is not worth it.
+        assert_eq!(f.client.write(1, 0, b"small"), Ok(5));
+        assert!(!deferred(&mut f));
+    }
+    assert!(left > 0);
+    // In the middle of a large one: the rest is for another thread, and nothing is written twice.
+    fuse.script().data.clear();
+    fuse.script().write_delay = std::time::Duration::from_millis(30);
+    assert_eq!(f.client.write(1, 0, &[8; 300_000]), Ok(300_000));
+    assert!(f.client.transport().outcomes.contains(&Outcome::Defer));
+    assert_eq!(fuse.script().data, [8; 300_000]);
 }
 
 #[test]
