@@ -46,6 +46,7 @@ kept!(
     "mapped",
     "no-bytes",
     "set-id-kept",
+    "states",
     "unlinked"
 );
 
