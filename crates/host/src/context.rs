@@ -50,7 +50,8 @@ impl Context {
         let root_key = (identity::device(&stat), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        // Of this thread: "self" is the process's first one, and each may see other mounts.
+        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         if proc
             .path_of(root.as_fd())
             .is_ok_and(|path| mounted_below(&path, &mounts))

@@ -26,7 +26,7 @@ pub fn is_remote(f_type: libc::c_long) -> bool {
     REMOTE.contains(&(f_type as u32))
 }
 
-/// The same by name, as /proc/self/mountinfo has them. Not autofs: what it will mount is seen then.
+/// The same by name, as mountinfo in /proc has them. Not autofs: what it will mount is seen then.
 const REMOTE_NAMES: &[&str] = &[
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "virtiofs", "ceph", "afs", "coda", "9p",
     "gfs2", "ocfs2", "lustre", "gpfs", "pvfs2",
@@ -37,7 +37,7 @@ fn is_remote_name(name: &str) -> bool {
 }
 
 /// Whether such a file system is mounted below `directory` (its path as the kernel shows it), by the text of
-/// /proc/self/mountinfo. Nothing is asked of the file systems themselves: already the first look at one may hang.
+/// /proc/thread-self/mountinfo. Nothing is asked of the file systems themselves: already the first look at one may hang.
 pub fn mounted_below(directory: &[u8], mounts: &str) -> bool {
     mounts.lines().any(|line| {
         // Identity, parent, device, root, mount point, options, more of them, a hyphen, the type.

@@ -221,14 +221,14 @@ fn a_mount_that_may_hang_is_known_before_it_is_met() {
         let target = f.dir.join("sub dir");
         std::fs::create_dir(&target).unwrap();
         let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
-        mount_with(c"fuse", &target, &options);
+        let mounted = mount_with(c"fuse", &target, &options);
         let open =
             |dir: &std::path::Path| Share::open(&ShareOptions::new(dir, SecurityModel::Squash)).unwrap();
         assert!(open(&f.dir).may_hang());
         let beside = f.dir.join("beside");
         std::fs::create_dir(&beside).unwrap();
         assert!(!open(&beside).may_hang());
-        unmount(&target);
+        drop(mounted);
         assert!(!open(&f.dir).may_hang());
     })
     .join()

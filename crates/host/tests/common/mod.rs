@@ -265,11 +265,22 @@ pub fn mount_tmpfs(at: &Path) {
 
 /// Mounts a fresh file system of a kind that needs no device.
 pub fn mount(kind: &CStr, at: &Path) {
-    mount_with(kind, at, "");
+    std::mem::forget(mount_with(kind, at, ""));
+}
+
+/// A mount, taken away with the value, whoever uses it: a test that fails must not go on to empty a directory in
+/// which something does not answer.
+pub struct Mounted(CString);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // SAFETY: a NUL-terminated string that lives over the call.
+        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+    }
 }
 
 /// As [`mount`], with the file system's own options.
-pub fn mount_with(kind: &CStr, at: &Path, options: &str) {
+pub fn mount_with(kind: &CStr, at: &Path, options: &str) -> Mounted {
     let (at, options) = (c(at.to_str().unwrap()), c(options));
     // SAFETY: NUL-terminated strings that live over the call.
     let status = unsafe {
@@ -282,12 +293,5 @@ pub fn mount_with(kind: &CStr, at: &Path, options: &str) {
         )
     };
     assert_eq!(status, 0);
-}
-
-/// Takes a mount away, whoever uses it.
-pub fn unmount(at: &Path) {
-    let at = c(at.to_str().unwrap());
-    // SAFETY: a NUL-terminated string that lives over the call.
-    let status = unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
-    assert_eq!(status, 0);
+    Mounted(at)
 }
