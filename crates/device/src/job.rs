@@ -14,6 +14,9 @@ use crate::ring::{RingView, Used};
 /// size[4] type[1] tag[2]
 const HEADER: usize = 7;
 
+/// Bytes of a message that are copied before its length is known: all of one without names.
+const FRONT: usize = 64;
+
 /// Why a chain carries no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Malformed {
@@ -64,14 +67,19 @@ impl Job {
         if readable < HEADER {
             return Err(Malformed::Short(readable));
         }
-        let mut header = [0; HEADER];
-        chain::copy(&self.readable, &mut header);
-        let len = copy_len(&header, readable).max(HEADER);
         let mut message = std::mem::take(&mut self.message);
+        message.resize(readable.min(FRONT), 0);
+        chain::copy(&self.readable, 0, &mut message);
+        let len = match message.first_chunk() {
+            Some(header) => copy_len(header, readable).max(HEADER),
+            None => HEADER,
+        };
+        // What is there of it decided the length, and is not read again: the guest may have changed it.
+        let front = message.len();
         message.resize(len, 0);
-        chain::copy(&self.readable, &mut message);
-        // The guest may have changed it between the two reads; what decided the length is what counts.
-        message[..HEADER].copy_from_slice(&header);
+        if let Some(rest) = message.get_mut(front..) {
+            chain::copy(&self.readable, front, rest);
+        }
         self.message = message;
         self.cut(len);
         self.bulk = moves(&self.message).min(readable - len + IoVec::total(&self.writable));
@@ -140,6 +148,7 @@ impl Job {
 
     /// Lets `handler` work on it.
     pub fn run(&mut self, handler: &dyn Handler, scratch: &mut Scratch, how: How) -> Outcome {
+        chain::prefetch_for_write(&self.writable);
         let mut request = Request {
             message: &self.message,
             payload: &self.readable[self.payload..],

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use server::{How, Outcome, Scratch};
 
+use crate::chain;
 use crate::handler::Handler;
 use crate::job::{Job, Malformed};
 use crate::poll::Poll;
@@ -20,6 +21,9 @@ use crate::vring::{ViewCache, Vring, notify};
 
 /// Most requests taken at once.
 const BATCH: u16 = 64;
+/// Requests read from the ring before the first of them is worked on. Each is several cache lines that the guest has
+/// just written; read together, the waits for them overlap.
+const AHEAD: usize = 8;
 /// Completions after which the driver is told, although there is more to do.
 const FLUSH: usize = 16;
 /// A request that moves more bytes than this is worked on when nothing smaller is ready.
@@ -40,6 +44,8 @@ pub struct Worker {
     /// When the last request was done, before sleeping.
     slept: Option<Instant>,
     heads: Vec<u16>,
+    #[expect(clippy::vec_box, reason = "as `spare`")]
+    ahead: Vec<Box<Job>>,
     done: Vec<Used>,
     large: VecDeque<Box<Job>>,
     #[expect(
@@ -63,6 +69,7 @@ impl Worker {
             poll: Poll::new(poll_max),
             slept: None,
             heads: Vec::with_capacity(usize::from(BATCH)),
+            ahead: Vec::with_capacity(AHEAD),
             done: Vec::with_capacity(usize::from(BATCH)),
             large: VecDeque::new(),
             spare: Vec::new(),
@@ -144,26 +151,43 @@ impl Worker {
     /// Works on all of `heads`.
     fn batch(&mut self) {
         let mut heads = std::mem::take(&mut self.heads);
-        for head in heads.drain(..) {
-            self.begin(head);
-            if self.done.len() >= FLUSH {
-                self.flush();
+        let mut ahead = std::mem::take(&mut self.ahead);
+        if let Some(view) = self.cache.get() {
+            chain::prefetch(view, &heads);
+        }
+        for some in heads.chunks(AHEAD) {
+            ahead.extend(some.iter().filter_map(|head| self.load(*head)));
+            for job in ahead.drain(..) {
+                self.begin(job);
+                if self.done.len() >= FLUSH {
+                    self.flush();
+                }
             }
         }
-        self.heads = heads;
+        heads.clear();
+        (self.heads, self.ahead) = (heads, ahead);
     }
 
-    fn begin(&mut self, head: u16) {
+    /// The request at `head`; a malformed one is completed.
+    fn load(&mut self, head: u16) -> Option<Box<Job>> {
         let mut job = self.spare.pop().or_else(|| self.pool.spare()).unwrap_or_default();
         let loaded = match self.cache.get() {
             Some(view) => job.load(view, head),
             None => Err(Malformed::Short(0)),
         };
-        if let Err(error) = loaded {
-            self.complain(head, error);
-            self.done.push(Used { head, len: 0 });
-            self.reuse(job);
-        } else if job.bulk() > LARGE {
+        match loaded {
+            Ok(()) => Some(job),
+            Err(error) => {
+                self.complain(head, error);
+                self.done.push(Used { head, len: 0 });
+                self.reuse(job);
+                None
+            }
+        }
+    }
+
+    fn begin(&mut self, mut job: Box<Job>) {
+        if job.bulk() > LARGE {
             self.hold(&mut job);
             self.large.push_back(job);
         } else {

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::io::Result;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,8 +19,7 @@ pub fn stat(fd: BorrowedFd<'_>) -> Result<Statx> {
 
 /// statx(2) of `name` in `dir`, the basic fields and the time of birth; a symlink is not followed.
 pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
-    // SAFETY: a statx of zeros is a valid one (plain numbers).
-    let mut stat: Statx = unsafe { std::mem::zeroed() };
+    let mut stat = MaybeUninit::<Statx>::uninit();
     // SAFETY: `name` and `stat` live over the call.
     retry(|| unsafe {
         libc::statx(
@@ -27,10 +27,11 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
             name.as_ptr(),
             libc::AT_EMPTY_PATH | libc::AT_SYMLINK_NOFOLLOW | libc::AT_NO_AUTOMOUNT,
             libc::STATX_BASIC_STATS | libc::STATX_BTIME,
-            &raw mut stat,
+            stat.as_mut_ptr(),
         )
     })?;
-    Ok(stat)
+    // SAFETY: the call succeeded, and then it has written all of the record.
+    Ok(unsafe { stat.assume_init() })
 }
 
 /// The mount's id of the object; 0 before Linux 5.8.
