@@ -1,16 +1,25 @@
-//! The system calls that the work comes down to, made by the driver itself: what no server can beat.
+//! The system calls that the work comes down to, made by the driver itself: what no server can beat. Data goes from
+//! and to memory of the same kind as the guest's, a buffer for each that would be in flight: copying to one warm
+//! buffer of huge pages again and again is half as fast again, and no guest has that.
 
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use testkit::memory::{Area, GuestMemory};
+
 use crate::engine::Run;
-use crate::work::{Act, BIG, Drive, ENTRIES, Work};
+use crate::work::{Act, BIG, Drive, ENTRIES, READ, Work};
+
+/// Room for a listing.
+const LISTING: usize = 64 * 1024;
+/// Most payloads in flight at a time.
+const LANES: usize = 32;
 
 /// The same files, opened as a server would have them.
 #[derive(Debug)]
@@ -21,7 +30,11 @@ pub struct Bare {
     target: File,
     many: File,
     scratch: File,
-    buffer: Vec<u8>,
+    listing: Vec<u8>,
+    /// A payload for each lane.
+    payloads: Vec<Area>,
+    turn: usize,
+    _memory: GuestMemory,
 }
 
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -58,6 +71,27 @@ fn open_at(dir: &impl AsRawFd, name: &CStr, flags: i32, mode: u32) -> io::Result
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+fn whole(moved: libc::ssize_t, count: usize) -> io::Result<()> {
+    match check(moved as libc::c_long)? as usize == count {
+        true => Ok(()),
+        false => Err(io::Error::other("a short transfer")),
+    }
+}
+
+fn read(file: &File, into: &Area, count: usize, offset: u64) -> io::Result<()> {
+    assert!(count <= into.len());
+    // SAFETY: the area has `count` bytes, and is memory that anybody may write to.
+    let moved = unsafe { libc::pread64(file.as_raw_fd(), into.as_ptr().cast(), count, offset as i64) };
+    whole(moved, count)
+}
+
+fn write(file: &File, from: &Area, count: usize, offset: u64) -> io::Result<()> {
+    assert!(count <= from.len());
+    // SAFETY: the area has `count` bytes.
+    let moved = unsafe { libc::pwrite64(file.as_raw_fd(), from.as_ptr().cast(), count, offset as i64) };
+    whole(moved, count)
+}
+
 const PATH: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
 impl Bare {
@@ -69,18 +103,29 @@ impl Bare {
                 .custom_flags(PATH)
                 .open(directory.join(name))
         };
+        let memory = GuestMemory::new(&[(0, LANES * READ as usize)])?;
+        let payload = |_| {
+            let area = memory.alloc(READ as usize, 4096);
+            area.fill(0x5a);
+            area
+        };
         Ok(Bare {
+            payloads: (0..LANES).map(payload).collect(),
+            turn: 0,
             root: path(".")?,
             small: path("small")?,
             big: File::open(directory.join("big"))?,
             target: OpenOptions::new().write(true).open(directory.join("target"))?,
             many: File::open(directory.join("many"))?,
             scratch: path("scratch")?,
-            buffer: vec![0x5a; 1 << 20],
+            listing: vec![0; LISTING],
+            _memory: memory,
         })
     }
 
-    fn operation(&mut self, act: Act, offset: &mut u64) -> io::Result<()> {
+    fn operation(&mut self, act: Act, lanes: usize, offset: &mut u64) -> io::Result<()> {
+        self.turn = (self.turn + 1) % lanes.min(LANES);
+        let payload = &self.payloads[self.turn];
         match act {
             Act::Null => {
                 // SAFETY: getppid takes and breaks nothing.
@@ -101,12 +146,12 @@ impl Bare {
                 let path = open_at(&self.root, c"small", PATH, 0)?;
                 stat_empty(&path)?;
                 let file = File::from(open_at(&self.root, c"small", libc::O_RDONLY, 0)?);
-                file.read_exact_at(&mut self.buffer[..4096], 0)?;
+                read(&file, payload, 4096, 0)?;
             }
             Act::Create => {
                 let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
                 let file = File::from(open_at(&self.scratch, c"bare", flags, 0o644)?);
-                file.write_all_at(&self.buffer[..4096], 0)?;
+                write(&file, payload, 4096, 0)?;
                 // SAFETY: takes a descriptor and a number.
                 check(unsafe { libc::fchmod(file.as_raw_fd(), 0o600) }.into())?;
                 drop(file);
@@ -115,13 +160,11 @@ impl Bare {
             }
             Act::Readdir => self.list()?,
             Act::Read(count) => {
-                self.big
-                    .read_exact_at(&mut self.buffer[..count as usize], *offset)?;
+                read(&self.big, payload, count as usize, *offset)?;
                 *offset = next(*offset, count);
             }
             Act::Write(count) => {
-                self.target
-                    .write_all_at(&self.buffer[..count as usize], *offset)?;
+                write(&self.target, payload, count as usize, *offset)?;
                 *offset = next(*offset, count);
             }
         }
@@ -135,15 +178,15 @@ impl Bare {
         loop {
             // SAFETY: the buffer has as many bytes as the call is told.
             let got = check(unsafe {
-                let buffer = self.buffer.as_mut_ptr();
-                libc::syscall(libc::SYS_getdents64, self.many.as_raw_fd(), buffer, 64 * 1024)
+                let buffer = self.listing.as_mut_ptr();
+                libc::syscall(libc::SYS_getdents64, self.many.as_raw_fd(), buffer, LISTING)
             })? as usize;
             if got == 0 {
                 break;
             }
             let mut at = 0;
             while at < got {
-                at += usize::from(u16::from_ne_bytes([self.buffer[at + 16], self.buffer[at + 17]]));
+                at += usize::from(u16::from_ne_bytes([self.listing[at + 16], self.listing[at + 17]]));
                 seen += 1;
             }
         }
@@ -154,7 +197,7 @@ impl Bare {
         }
     }
 
-    /// Does the work for about `length`; what is in flight at a time makes no difference here.
+    /// Does the work for about `length`, one call after the other.
     pub fn run(&mut self, work: &Work, length: Duration) -> Result<Run, String> {
         let fail = |error: io::Error| format!("{}: {error}", work.name);
         let think = match work.drive {
@@ -162,12 +205,16 @@ impl Bare {
             Drive::Thinking(think) => Some(think),
             Drive::Beside(..) => Some(Duration::ZERO),
         };
+        let lanes = match work.drive {
+            Drive::Throughput(lanes) => lanes,
+            Drive::Thinking(_) | Drive::Beside(..) => 1,
+        };
         let begin = Instant::now();
         let (mut done, mut offset, mut all) = (0u64, 0, Vec::new());
         while begin.elapsed() < length {
             if let Some(think) = think {
                 let start = Instant::now();
-                self.operation(work.act, &mut offset).map_err(fail)?;
+                self.operation(work.act, lanes, &mut offset).map_err(fail)?;
                 all.push(start.elapsed().as_nanos() as u64);
                 let pause = Instant::now();
                 while pause.elapsed() < think {
@@ -175,7 +222,7 @@ impl Bare {
                 }
             } else {
                 for _ in 0..16 {
-                    self.operation(work.act, &mut offset).map_err(fail)?;
+                    self.operation(work.act, lanes, &mut offset).map_err(fail)?;
                     done += 1;
                 }
             }

@@ -127,10 +127,8 @@ impl Exchange {
     pub fn prepare(&mut self) {
         if let Some((rotate, offset)) = &mut self.rotate {
             self.request.write(rotate.at, &offset.to_le_bytes());
-            *offset += rotate.step;
-            if *offset >= rotate.limit {
-                *offset = 0;
-            }
+            // Lanes keep their distance: if they all began at 0 again, they would read the same block in turn.
+            *offset = (*offset + rotate.step) % rotate.limit;
         }
     }
 
