@@ -36,3 +36,4 @@ pub use mode::ShareMode;
 pub use name::{Name, NameError};
 pub use options::{CheckAccess, MayHang, MultiDevs, SecurityModel, ShareOptions};
 pub use share::{DirEntry, Listing, Object, Share};
+pub use sys::close;

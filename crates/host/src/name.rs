@@ -25,8 +25,8 @@ pub enum NameError {
 }
 
 impl Name {
-    /// Checks `bytes`.
-    pub fn new(bytes: &[u8]) -> Result<Name, NameError> {
+    /// Whether `bytes` are a name, without keeping them; their length.
+    pub fn check(bytes: &[u8]) -> Result<u8, NameError> {
         match bytes {
             b"" => return Err(NameError::Illegal),
             b"." => return Err(NameError::Dot),
@@ -36,7 +36,12 @@ impl Name {
         if bytes.iter().any(|&b| b == b'/' || b == 0) {
             return Err(NameError::Illegal);
         }
-        let len = u8::try_from(bytes.len()).map_err(|_| NameError::TooLong)?;
+        u8::try_from(bytes.len()).map_err(|_| NameError::TooLong)
+    }
+
+    /// Checks `bytes`.
+    pub fn new(bytes: &[u8]) -> Result<Name, NameError> {
+        let len = Name::check(bytes)?;
         let mut name = Name { bytes: [0; 256], len };
         name.bytes[..bytes.len()].copy_from_slice(bytes);
         Ok(name)
@@ -50,7 +55,7 @@ impl Name {
     /// The name for a system call.
     pub fn as_c_str(&self) -> &CStr {
         // Cannot fail: `new` refused inner NULs and left the byte after the name 0.
-        CStr::from_bytes_until_nul(&self.bytes).unwrap_or_default()
+        CStr::from_bytes_until_nul(&self.bytes[..=usize::from(self.len)]).unwrap_or_default()
     }
 }
 

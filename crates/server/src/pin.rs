@@ -31,7 +31,7 @@ impl Session {
             }
             let more = !tables.dead.is_empty();
             drop(tables);
-            drop(batch);
+            batch.into_iter().flatten().for_each(host::close);
             if !more {
                 return result;
             }

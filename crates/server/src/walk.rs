@@ -139,7 +139,9 @@ impl Session {
             }
         } else {
             for name in m.names {
-                Step::new(name)?;
+                if Name::check(name) == Err(NameError::Illegal) {
+                    return Err(Failure::new(libc::ENOENT));
+                }
             }
             let mut progress = Progress {
                 here: None,
@@ -214,7 +216,9 @@ impl Session {
             }
         };
         let qid = qid(&there.1);
-        progress.here = Some(there);
+        if let Some((behind, _)) = progress.here.replace(there) {
+            host::close(behind);
+        }
         Ok(qid)
     }
 

@@ -18,20 +18,32 @@ fn offset(offset: u64) -> Result<i64> {
     i64::try_from(offset).map_err(|_| error(libc::EINVAL))
 }
 
+/// A file position as preadv2 and pwritev2 take it: the low word, and the high one, which the kernel shifts away
+/// where the low one is the whole.
+fn halves(at: i64) -> (libc::c_long, libc::c_long) {
+    (at as libc::c_long, (at >> 32) as libc::c_long)
+}
+
 /// preadv2(2); `flags` are `RWF_*`. The count may be short.
 pub fn read(fd: BorrowedFd<'_>, to: &[IoVec], at: u64, flags: i32) -> Result<usize> {
     let (list, count) = pieces(to);
-    let at = offset(at)?;
+    let (low, high) = halves(offset(at)?);
+    // Not by glibc's preadv2, see `sys::close`.
     // SAFETY: whoever made the IoVecs vouched for their memory.
-    retry_size(|| unsafe { libc::preadv2(fd.as_raw_fd(), list, count, at, flags) })
+    let read =
+        retry(|| unsafe { libc::syscall(libc::SYS_preadv2, fd.as_raw_fd(), list, count, low, high, flags) })?;
+    Ok(usize::try_from(read).unwrap_or(0))
 }
 
 /// pwritev2(2); `flags` are `RWF_*`. The count may be short.
 pub fn write(fd: BorrowedFd<'_>, from: &[IoVec], at: u64, flags: i32) -> Result<usize> {
     let (list, count) = pieces(from);
-    let at = offset(at)?;
+    let (low, high) = halves(offset(at)?);
     // SAFETY: whoever made the IoVecs vouched for their memory.
-    retry_size(|| unsafe { libc::pwritev2(fd.as_raw_fd(), list, count, at, flags) })
+    let written = retry(|| unsafe {
+        libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), list, count, low, high, flags)
+    })?;
+    Ok(usize::try_from(written).unwrap_or(0))
 }
 
 /// pread(2) into private memory.
