@@ -81,6 +81,7 @@ pub(crate) struct Node {
 
 impl Node {
     /// Its descriptor, if it has one.
+    #[inline]
     pub(crate) fn raw(&self) -> Option<RawFd> {
         self.fd.as_ref().map(AsRawFd::as_raw_fd)
     }
@@ -158,6 +159,7 @@ impl Nodes {
     }
 
     /// The node `number`.
+    #[inline]
     pub(crate) fn get(&self, number: u32) -> Option<&Node> {
         self.nodes.get(number)
     }
@@ -323,6 +325,7 @@ impl Nodes {
     }
 
     /// A request begins to use the node: it is neither freed nor evicted.
+    #[inline]
     pub(crate) fn pin(&mut self, number: u32) {
         self.touch(number);
         if let Some(node) = self.nodes.get_mut(number) {
@@ -331,6 +334,7 @@ impl Nodes {
     }
 
     /// A request has done with the node.
+    #[inline]
     pub(crate) fn unpin(&mut self, number: u32, dead: &mut Vec<OwnedFd>) {
         let Some(node) = self.nodes.get_mut(number) else {
             return;
@@ -359,6 +363,7 @@ impl Nodes {
     }
 
     /// Makes `number` the most recently used of those that may be evicted, if it is one.
+    #[inline]
     fn touch(&mut self, number: u32) {
         if self.newest != number && self.nodes.get(number).is_some_and(|node| node.listed) {
             self.unlink(number);

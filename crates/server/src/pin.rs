@@ -4,7 +4,7 @@
 //! turns the number of a descriptor in a pinned record into something to make system calls with.
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use host::{Caller, FileType, Object};
 
@@ -20,10 +20,18 @@ const CLOSE: usize = 8;
 
 impl Session {
     /// Runs `work` on the tables, under the lock. Descriptors that are no longer needed are closed after it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut Tables) -> R) -> R {
         let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         let result = work(&mut tables);
+        if !tables.dead.is_empty() {
+            self.close_dead(tables);
+        }
+        result
+    }
+
+    /// Closes what was collected, some at a time, without the lock.
+    fn close_dead<'s>(&'s self, mut tables: MutexGuard<'s, Tables>) {
         while !tables.dead.is_empty() {
             let mut batch: [Option<OwnedFd>; CLOSE] = [const { None }; CLOSE];
             for place in &mut batch {
@@ -33,22 +41,22 @@ impl Session {
             drop(tables);
             batch.into_iter().flatten().for_each(host::close);
             if !more {
-                return result;
+                return;
             }
             tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
         }
-        result
     }
 
     /// Pins the fid `number`, with its object found again if that was necessary; `missing` is the errno when there
     /// is no such fid.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pin(&self, number: u32, missing: i32) -> Result<Pin<'_>, Failure> {
         self.pin_if(number, missing, |_| Ok(()))
     }
 
-    /// As [`Session::pin`], after `check` has looked at the tables.
-    #[inline]
+    /// As [`Session::pin`], after `check` has looked at the tables. Inlined for good: handed over in memory, the
+    /// dozen narrow fields would be read as wider words than they were written, which waits for the stores.
+    #[inline(always)]
     pub(crate) fn pin_if(
         &self,
         number: u32,

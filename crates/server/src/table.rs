@@ -139,6 +139,7 @@ impl Tables {
         }
     }
 
+    #[inline]
     fn find(&self, number: u32) -> Option<u32> {
         self.fids.find(spread(number.into()), |fid| fid.number == number)
     }
@@ -167,6 +168,7 @@ impl Tables {
     }
 
     /// Pins the fid `number`.
+    #[inline]
     pub(crate) fn pin(&mut self, number: u32) -> Option<View> {
         let at = self.find(number)?;
         let fid = self.fids.get_mut(at)?;
@@ -195,6 +197,7 @@ impl Tables {
     }
 
     /// Ends [`Tables::pin`].
+    #[inline]
     pub(crate) fn unpin(&mut self, view: &View) {
         self.nodes.unpin(view.node, &mut self.dead);
         let Some(fid) = self.fids.get_mut(view.fid) else {

@@ -76,6 +76,7 @@ impl Share {
     }
 
     /// All attributes. One statx where the mode maps none.
+    #[inline]
     pub fn stat(&self, caller: Caller, object: &Object<'_>) -> io::Result<Attr> {
         let mut attr = self.run("getattr", caller, object, None, || self.mode.stat(object))?;
         self.ids().attr_to_guest(&mut attr);
