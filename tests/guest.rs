@@ -96,6 +96,44 @@ fn all_kinds_of_work_on_the_backports_kernel() {
     all_kinds_of_work("backports", 2);
 }
 
+/// fsx, concurrent writers, SQLite and git, with every cache mode of the client.
+#[test]
+fn programs_that_ask_much() {
+    let backend = Backend::start("passthrough");
+    let stress = vm::compile("stress");
+    Vm::on(&backend)
+        .no_mount()
+        .programs()
+        .add_tool("fsx")
+        .add("tests/guest/fsx.toml")
+        .add(&stress.path)
+        .run("programs.sh")
+        .expect_success();
+
+    for cache in ["none", "mmap", "loose"] {
+        let writers = backend.share().join(cache).join("writers");
+        for args in [
+            &["verify", "owned", "4", "owned"][..],
+            &["verify", "scribbled", "4", "any"],
+            &[
+                "appended",
+                "appended",
+                "150",
+                "writer-0,writer-1,writer-2,writer-3",
+            ],
+        ] {
+            let output = Command::new(&stress.path)
+                .args(args)
+                .current_dir(&writers)
+                .output();
+            let output = output.unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(output.status.success(), "{cache}: {said}");
+        }
+    }
+    backend.stop();
+}
+
 /// Runs pjdfstest on shares of every kind and on the host's own file system, and compares.
 fn posix_behaviour(shares: &[(Setup, &[Known])]) {
     let host = Results::of_host();
