@@ -315,30 +315,153 @@ fn locks_of_the_host(dir: &Path) -> Result {
     Ok(())
 }
 
+/// A mapping of a file's first bytes, all of them there; unmapped at the end.
+struct Mapped {
+    start: *mut u8,
+    len: usize,
+}
+
+impl Mapped {
+    fn new(file: &File, len: usize, prot: c_int, flags: c_int) -> io::Result<Self> {
+        // SAFETY: a new mapping of an open file; nothing else is known by its address.
+        let start = unsafe { mmap(std::ptr::null_mut(), len, prot, flags, file.as_raw_fd(), 0) };
+        if start as isize == -1 { Err(Error::last_os_error()) } else { Ok(Mapped { start: start.cast(), len }) }
+    }
+
+    fn get(&self, at: usize) -> u8 {
+        assert!(at < self.len);
+        // SAFETY: within the mapping, and the file is as long as that.
+        unsafe { self.start.add(at).read_volatile() }
+    }
+
+    fn set(&self, at: usize, byte: u8) {
+        assert!(at < self.len);
+        // SAFETY: as in `get`; only a mapping made with PROT_WRITE is written to.
+        unsafe { self.start.add(at).write_volatile(byte) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // SAFETY: the whole of the mapping, and no more.
+        done(unsafe { msync(self.start.cast(), self.len, MS_SYNC) })
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own and not used from here on.
+        unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+/// Downloads, as apt does them: appended to in `partial`, then put in the place of what was there,
+/// under a lock that another process must see.
+fn downloads(dir: &Path) -> Result {
+    let (lists, partial) = (dir.join("lists"), dir.join("lists/partial"));
+    fs::create_dir_all(&partial).at("mkdir -p")?;
+    let lock = read_write(&lists.join("lock")).at("create the lock")?;
+    let record = |file: &File, command, kind| {
+        let mut lock = Flock { kind, whence: 0, start: 0, len: 0, pid: 0 };
+        // SAFETY: the descriptor is open and `lock` is the structure that these commands read or fill.
+        let status = unsafe { fcntl(file.as_raw_fd(), command, &mut lock) };
+        if status == -1 { Err(Error::last_os_error()) } else { Ok(lock.kind) }
+    };
+    record(&lock, F_SETLK, F_WRLCK).at("lock")?;
+
+    let (index, arriving) = (lists.join("index"), partial.join("index"));
+    for generation in 0..3u8 {
+        // In pieces of odd sizes, each by an open of its own, as after an interruption.
+        let mut whole = Vec::new();
+        for piece in 0..7usize {
+            let bytes: Vec<u8> = (0..piece * 3001 + 17).map(|n| (n + piece) as u8 ^ generation).collect();
+            let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(&arriving).at("open")?;
+            same("the size to go on from", file.metadata().at("fstat")?.len(), whole.len() as u64)?;
+            file.write_all(&bytes).at("append")?;
+            whole.extend(bytes);
+        }
+        let file = OpenOptions::new().read(true).write(true).open(&arriving).at("open")?;
+        file.set_permissions(fs::Permissions::from_mode(0o644)).at("fchmod")?;
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(1_100_000_000 + u64::from(generation));
+        file.set_modified(time).at("futimens")?;
+        file.sync_all().at("fsync")?;
+        // What was there keeps another name, and whoever has it open or mapped keeps that.
+        let kept = lists.join(format!("index.{generation}"));
+        let before = match File::open(&index) {
+            Ok(before) => {
+                fs::hard_link(&index, &kept).at("link")?;
+                Some((Mapped::new(&before, 1000, PROT_READ, MAP_PRIVATE).at("mmap")?, before))
+            }
+            Err(_) => None,
+        };
+        fs::rename(&arriving, &index).at("rename")?;
+        if let Some((map, before)) = before {
+            let first = |generation: u8, n: usize| if n < 17 { n as u8 ^ generation } else { (n - 17 + 1) as u8 ^ generation };
+            for n in [0, 16, 17, 999] {
+                same("the old index, mapped", map.get(n), first(generation - 1, n))?;
+            }
+            same("links of the old index", before.metadata().at("fstat")?.nlink(), 1)?;
+            same("the old index", before.metadata().at("fstat")?.ino(), fs::metadata(&kept).at("stat")?.ino())?;
+        }
+        let meta = fs::metadata(&index).at("stat")?;
+        same("the index's mode and mtime", (meta.mode() & 0o7777, meta.mtime()), (0o644, 1_100_000_000 + i64::from(generation)))?;
+        same("what is open is the index", file.metadata().at("fstat")?.ino(), meta.ino())?;
+        let now = Mapped::new(&file, whole.len(), PROT_READ, MAP_PRIVATE).at("mmap")?;
+        for n in (0..whole.len()).step_by(997).chain([whole.len() - 1]) {
+            same("the new index, mapped", now.get(n), whole[n])?;
+        }
+        same("the new index", fs::read(&index).at("read")? == whole, true)?;
+        fs::remove_file(&kept).or_else(|e| if generation == 0 { Ok(()) } else { Err(e) }).at("unlink")?;
+    }
+    // Of the same process, so it is in nobody's way.
+    same("F_GETLK by the holder", record(&lock, F_GETLK, F_WRLCK).at("F_GETLK")?, F_UNLCK)?;
+    record(&lock, F_SETLK, F_UNLCK).at("unlock")?;
+    fs::remove_dir_all(&lists).at("rm -r")
+}
+
+/// A buffer in a file that has no name any more, as iperf3 and everybody with mkstemp(3) has it.
+fn nameless_buffer(dir: &Path, shared: bool) -> Result {
+    const SIZE: usize = 131_072;
+    let path = dir.join("buffer.XyZ123");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).at("mkstemp")?;
+    fs::remove_file(&path).at("unlink")?;
+    file.set_len(SIZE as u64).at("ftruncate")?;
+    same("the size", file.metadata().at("fstat")?.len(), SIZE as u64)?;
+    same("its links", file.metadata().at("fstat")?.nlink(), 0)?;
+    let flags = if shared { MAP_SHARED } else { MAP_PRIVATE };
+    let map = Mapped::new(&file, SIZE, PROT_READ | PROT_WRITE, flags).at("mmap")?;
+    same("a byte of a hole", map.get(SIZE - 1), 0)?;
+    for n in (0..SIZE).step_by(1021) {
+        map.set(n, n as u8 | 1);
+    }
+    map.sync().at("msync")?;
+    let mut back = vec![0; SIZE];
+    file.read_exact_at(&mut back, 0).at("read")?;
+    for n in (0..SIZE).step_by(1021) {
+        same("what the file has of the mapping", back[n], if shared { n as u8 | 1 } else { 0 })?;
+    }
+    // The other way round, and past the old end.
+    file.write_all_at(b"written", 5000).at("write")?;
+    if shared {
+        same("what the mapping has of the file", map.get(5000), b'w')?;
+    }
+    file.write_all_at(&[7; 10_000], SIZE as u64 - 5000).at("write beyond the end")?;
+    same("the size", file.metadata().at("fstat")?.len(), SIZE as u64 + 5000)?;
+    drop(map);
+    file.set_len(0).at("ftruncate to nothing")?;
+    same("a read of nothing", file.read_at(&mut [0; 10], 0).at("read")?, 0)?;
+    file.sync_all().at("fsync")
+}
+
 fn mapping(dir: &Path, shared: bool) -> Result {
     let path = dir.join("mapped");
     let file = read_write(&path).at("create")?;
     file.write_all_at(&[b'm'; 8192], 0).at("write")?;
     file.sync_all().at("fsync")?;
     let flags = if shared { MAP_SHARED } else { MAP_PRIVATE };
-    // SAFETY: a new mapping of an open file; nothing else is known by its address.
-    let map = unsafe { mmap(std::ptr::null_mut(), 8192, PROT_READ | PROT_WRITE, flags, file.as_raw_fd(), 0) };
-    if map as isize == -1 {
-        return Err(format!("mmap: {}", Error::last_os_error()));
-    }
-    let page = map.cast::<u8>();
-    // SAFETY: both offsets lie within the 8192 bytes that are mapped, and the file is that long.
-    let first = unsafe {
-        let first = page.read_volatile();
-        page.add(5000).write_volatile(b'M');
-        first
-    };
-    // SAFETY: the whole of the mapping, and no more.
-    let synced = done(unsafe { msync(map, 8192, MS_SYNC) });
-    // SAFETY: as above; `page` is not used from here on.
-    done(unsafe { munmap(map, 8192) }).at("munmap")?;
-    synced.at("msync")?;
-    same("the mapped byte", first, b'm')?;
+    let map = Mapped::new(&file, 8192, PROT_READ | PROT_WRITE, flags).at("mmap")?;
+    same("the mapped byte", map.get(0), b'm')?;
+    map.set(5000, b'M');
+    map.sync().at("msync")?;
+    drop(map);
     let mut byte = [0];
     file.read_exact_at(&mut byte, 5000).at("read")?;
     same("the byte in the file", byte[0], if shared { b'M' } else { b'm' })?;
@@ -363,7 +486,8 @@ fn main() {
     };
     let dir = Path::new(&dir);
     let mapped = |dir: &Path| mapping(dir, cache != "none");
-    let checks: [(&str, &dyn Fn(&Path) -> Result); 13] = [
+    let buffer = |dir: &Path| nameless_buffer(dir, cache != "none");
+    let checks: [(&str, &dyn Fn(&Path) -> Result); 15] = [
         ("an unlinked open file", &unlinked),
         ("xattrs of an unlinked open file", &unlinked_xattr),
         ("xattrs", &xattrs_of_file_and_directory),
@@ -376,6 +500,8 @@ fn main() {
         ("locks", &locks),
         ("locks of the host", &locks_of_the_host),
         ("a memory mapping", &mapped),
+        ("downloads", &downloads),
+        ("a buffer without a name", &buffer),
         ("set-id bits", &set_id_bits_are_cleared),
     ];
     let mut failed = false;
