@@ -51,13 +51,14 @@ fn a_file_that_may_not_be_longer() {
     let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
     setrlimit(Resource::RLIMIT_FSIZE, MOST.into(), hard).unwrap();
     f.create(1, "file", O_RDWR);
-    assert_eq!(f.client.write(1, 0, &[7; 300_000]), Ok(MOST));
+    assert_eq!(f.client.write(1, 0, &[7; 300_000]), Err(Errno::EFBIG));
     assert_eq!(f.host("file").len(), MOST.into());
     assert_eq!(f.client.write(1, MOST.into(), b"more"), Err(Errno::EFBIG));
-    assert_eq!(f.client.write(1, u64::from(MOST) - 2, b"more"), Ok(2));
+    assert_eq!(f.client.write(1, u64::from(MOST) - 2, b"more"), Err(Errno::EFBIG));
     assert_eq!(f.client.truncate(1, u64::from(MOST) + 1), Err(Errno::EFBIG));
     f.create(2, "log", O_WRONLY | O_APPEND);
-    assert_eq!(f.client.write(2, 0, &[7; 300_000]), Ok(MOST));
+    assert_eq!(f.client.write(2, 0, &[7; 300_000]), Err(Errno::EFBIG));
+    assert_eq!(f.host("log").len(), MOST.into());
     assert_eq!(f.client.write(2, 0, b"more"), Err(Errno::EFBIG));
     assert_eq!(f.client.write(1, 0, b"still"), Ok(5));
 }
