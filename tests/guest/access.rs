@@ -52,6 +52,7 @@ fn access_denied_is_explained_and_other_modes_mend_it() {
         process: Some(ORDINARY),
         owner: ORDINARY,
         options: &[],
+        through: &[],
     };
     let backends = [
         // The directory is vagrant's, the process somebody else.

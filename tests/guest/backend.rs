@@ -38,6 +38,9 @@ pub struct Setup<'a> {
     pub owner: u32,
     /// Further options of the program.
     pub options: &'a [&'a str],
+    /// A command that is to start the program, its own command line being what follows. The shared
+    /// directory's path is in its environment as SHARE.
+    pub through: &'a [&'a str],
 }
 
 impl Setup<'_> {
@@ -48,6 +51,7 @@ impl Setup<'_> {
         process: None,
         owner: 0,
         options: &[],
+        through: &[],
     };
 
     /// Starts it on a fresh directory and waits until it listens.
@@ -61,9 +65,9 @@ impl Setup<'_> {
         self.start_in(dir, share)
     }
 
-    /// Starts one more on another's directory, which must live longer.
-    pub fn start_on(&self, other: &Backend) -> Backend {
-        self.start_in(tempfile::tempdir().unwrap(), other.share.clone())
+    /// Starts it on a directory that is there already and lives longer.
+    pub fn start_on(&self, share: &Path) -> Backend {
+        self.start_in(tempfile::tempdir().unwrap(), share.to_owned())
     }
 
     fn start_in(&self, dir: TempDir, share: PathBuf) -> Backend {
@@ -88,7 +92,14 @@ impl Setup<'_> {
             fs::copy(env!("CARGO_BIN_EXE_vhost-user-9p"), &program).unwrap();
         }
         let log = File::create(dir.join("log")).unwrap();
-        let mut command = Command::new(program);
+        let mut command = match self.through {
+            [] => Command::new(program),
+            [first, others @ ..] => {
+                let mut command = Command::new(first);
+                command.args(others).arg(program).env("SHARE", &backend.share);
+                command
+            }
+        };
         if let Some(user) = self.process {
             // From root, this gives up the other groups and every capability too.
             command.uid(user).gid(user);
@@ -169,6 +180,11 @@ impl Backend {
         let mut value = self.share.clone().into_os_string();
         value.push(format!(",{model}"));
         ["--in-qemu".into(), value]
+    }
+
+    /// The running program; None when QEMU serves the share itself.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -7,6 +7,8 @@
 //!     stress write FILE WRITER WRITERS           writes this writer's blocks, in every generation, and reads each back
 //!     stress scribble FILE WRITER WRITERS        the same with all blocks, which the other writers write too
 //!     stress verify FILE WRITERS owned|any       is each block whole, and of a last generation (of its owner)?
+//!     stress appended FILE LINES NAMES           has each of NAMES all its lines, whole and in order?
+//!     stress list DIR                            prints the path of every file below
 //!     stress concurrent DIR                      four processes at once write, scribble and append, then all is verified
 
 use std::fs::{File, OpenOptions};
@@ -253,6 +255,19 @@ fn concurrent(dir: &str) -> Result {
     check_appended(Path::new(&file("appended")), &names, LINES)
 }
 
+/// With the kinds that the listing itself gives: no file is asked for.
+fn list(dir: &Path, out: &mut impl Write) -> Result {
+    for entry in at("opendir", std::fs::read_dir(dir))? {
+        let entry = at("readdir", entry)?;
+        if at("type", entry.file_type())?.is_dir() {
+            list(&entry.path(), out)?;
+        } else {
+            at("print", writeln!(out, "{}", entry.path().display()))?;
+        }
+    }
+    Ok(())
+}
+
 fn number(arg: &str) -> Result<u64> {
     arg.parse().map_err(|_| format!("{arg} is no number"))
 }
@@ -274,6 +289,7 @@ fn main() {
             let names: Vec<_> = names.split(',').map(str::to_owned).collect();
             number(lines).and_then(|lines| check_appended(Path::new(file), &names, lines))
         }
+        ["list", dir] => list(Path::new(dir), &mut std::io::BufWriter::new(std::io::stdout())),
         ["concurrent", dir] => concurrent(dir),
         _ => Err(format!("unknown arguments {args:?}")),
     };

@@ -18,7 +18,7 @@ fn two_guests_and_the_host_share_a_directory() {
         tag: "two",
         ..Setup::ROOT
     }
-    .start_on(&one);
+    .start_on(one.share());
     let stress = vm::compile("stress");
     let boot = |backend: &Backend| {
         Vm::on(backend)
