@@ -46,6 +46,9 @@ struct Args {
     /// Only the lines whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Only the lines that move no more data than a small file's
+    #[arg(long)]
+    metadata: bool,
     /// Where the shared files are made (a local file system)
     #[arg(long, default_value = "/var/tmp")]
     on: PathBuf,
@@ -143,6 +146,7 @@ fn run(args: &Args) -> Result<(), String> {
     let works: Vec<_> = work::all()
         .into_iter()
         .filter(|work| work.name.contains(&args.only))
+        .filter(|work| !args.metadata || work.is_metadata())
         .collect();
     let mut lines: Vec<Line> = works
         .iter()

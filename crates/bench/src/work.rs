@@ -71,6 +71,12 @@ impl Work {
         }
     }
 
+    /// Whether the share mode and the file system matter more than the data.
+    pub fn is_metadata(&self) -> bool {
+        let small = !matches!(self.act, Act::Null | Act::Read(_) | Act::Write(_));
+        small && !matches!(self.drive, Drive::Beside(..))
+    }
+
     /// Whether the result is latencies, not a rate.
     pub fn is_latency(&self) -> bool {
         !matches!(self.drive, Drive::Throughput(_))
