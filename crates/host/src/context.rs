@@ -52,9 +52,10 @@ impl Context {
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
         // Of this thread: "self" is the process's first one, and each may see other mounts.
         let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        if proc
-            .path_of(root.as_fd())
-            .is_ok_and(|path| mounted_below(&path, &mounts))
+        if options.may_hang == MayHang::Auto
+            && proc
+                .path_of(root.as_fd())
+                .is_ok_and(|path| mounted_below(&path, &mounts))
         {
             devices.note_remote();
         }

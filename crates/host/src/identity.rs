@@ -109,7 +109,11 @@ impl Devices {
 
     /// Takes note of a file system on which calls may hang.
     pub fn note_remote(&self) {
-        self.remote.store(true, Ordering::Relaxed);
+        if !self.remote.swap(true, Ordering::Relaxed) {
+            log::info!(
+                "the share has a network, cluster or FUSE file system in it: with --may-hang auto every request goes                  to a thread of its own, so that a hung one stops no other, and takes longer for it;                  --may-hang never is for those that never hang"
+            );
+        }
     }
 
     /// Whether the file system of device `dev`, which has been seen, tells changes apart.
