@@ -26,7 +26,7 @@ QEMU (10.2 or later; the memory must be shared, or nothing works):
   qemu-system-x86_64 ... -m 2G \\
     -object memory-backend-memfd,id=mem,size=2G,share=on -machine memory-backend=mem \\
     -chardev socket,id=c,path=/run/vm1.sock \\
-    -device vhost-user-test-device-pci,chardev=c,virtio-id=9,vq_size=1024,config_size=256
+    -device vhost-user-test-device-pci,chardev=c,virtio-id=9,num_vqs=1,vq_size=256,config_size=256
 
 In the guest, as root:
   mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 share /mnt";
@@ -352,6 +352,39 @@ mod tests {
         assert_eq!(args.forbid_ids, [IdSpan { first: 0, last: 9 }]);
         assert!(parse(&["--gid-map", "1:2"]).is_err());
         assert!(parse(&["--squash-all", "root"]).is_err());
+    }
+
+    #[test]
+    fn the_readme_has_every_option_with_its_default_and_no_other() {
+        let rows: Vec<_> = include_str!("../README.md")
+            .lines()
+            .filter(|line| line.starts_with("| `--"))
+            .map(|line| line.split(" | ").collect::<Vec<_>>())
+            .collect();
+        let mut listed: Vec<_> = rows
+            .iter()
+            .flat_map(|row| row[0].split('`'))
+            .filter_map(|words| words.split(' ').next()?.strip_prefix("--"))
+            .collect();
+        let command = Args::command();
+        let mut options: Vec<_> = command.get_arguments().filter_map(|arg| arg.get_long()).collect();
+        listed.sort_unstable();
+        options.sort_unstable();
+        assert_eq!(listed, options);
+        for arg in command
+            .get_arguments()
+            .filter(|arg| arg.get_action().takes_values())
+        {
+            let long = arg.get_long().unwrap();
+            let row = rows.iter().find(|row| row[0].contains(&format!("`--{long} ")));
+            for default in arg.get_default_values() {
+                let default = default.to_str().unwrap();
+                // A row of several options has their defaults in the same order.
+                let said =
+                    row.is_some_and(|row| row[1].split(", ").any(|said| said.trim_matches('`') == default));
+                assert!(said, "--{long} {default}: {row:?}");
+            }
+        }
     }
 
     #[test]
