@@ -52,7 +52,7 @@ impl Default for DeviceOptions {
         DeviceOptions {
             tag: b"share".to_vec(),
             io_threads: 4,
-            // More than an ordinary ring has requests.
+            // As many as QEMU's own device lets a guest have in flight.
             max_io_threads: 128,
             max_requests: 4096,
             max_lock_waiters: 1024,

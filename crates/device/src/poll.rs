@@ -3,7 +3,8 @@
 //! Sleeping and being woken costs more than most requests (an eventfd write by the guest's VMM, an epoll return, a
 //! context switch), so while requests keep coming within `max` the thread looks for the next one itself. The time it
 //! looks follows what it saw: twice the usual gap, nothing when gaps are long, and a pause of the whole idea when it
-//! keeps failing (the guest's processor may be the very one we would look on), so that an idle share costs nothing and a rarely used one next to nothing.
+//! keeps failing (the guest's processor may be the very one we would look on), so that an idle share costs nothing and
+//! a rarely used one next to nothing.
 
 use std::time::Duration;
 

@@ -2,9 +2,9 @@
 //!
 //! Threads are started when there is work and none is free. So many are kept for requests that take a moment: reads
 //! from a disk, fsyncs. A request that takes much longer may hang (on a server that is gone, a disk that is
-//! broken); the thread it has is not counted any more, and another takes its place, up to a limit that is above what a
-//! ring usually holds. To tell when that is so takes a clock, so there is one thread more than may work while all of
-//! these are busy. What is too many goes again.
+//! broken); the thread it has is not counted any more, and another takes its place, up to a limit. To tell when that
+//! is so takes a clock, so there is one thread more than may work while all of these are busy. What is too many goes
+//! again.
 //!
 //! A request that waits costs no thread: whichever thread is free tries it again when the session says that something
 //! was released, or when its time comes. Such requests may have half of what can be in flight and no more: a guest

@@ -71,8 +71,8 @@ impl Session {
         }
     }
 
-    /// Opens a fid that is not open yet (EINVAL). EMFILE when open files hold all the descriptors there are; EISDIR for a directory to be written, ELOOP for a symlink, ENXIO
-    /// for a special file: those are the guest's own to open.
+    /// Opens a fid that is not open yet (EINVAL). EMFILE when open files hold all the descriptors there are; EISDIR for
+    /// a directory to be written, ELOOP for a symlink, ENXIO for a special file: those are the guest's own to open.
     pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
         let (mut uncached, mut held) = (false, 0);
         let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
