@@ -14,6 +14,8 @@ mod backend;
 mod errors;
 #[path = "guest/many.rs"]
 mod many;
+#[path = "guest/pause.rs"]
+mod pause;
 #[path = "guest/pjdfstest.rs"]
 mod pjdfstest;
 #[path = "guest/tree.rs"]

@@ -120,6 +120,11 @@ impl Vm {
         self.option(&["--programs"])
     }
 
+    /// Where QEMU's monitor shall listen.
+    pub fn qmp(self, socket: &Path) -> Self {
+        self.option(&["--qmp", &socket.to_string_lossy()])
+    }
+
     pub fn allow_reboot(self) -> Self {
         self.option(&["--allow-reboot"])
     }
