@@ -10,6 +10,8 @@
 mod access;
 #[path = "guest/backend.rs"]
 mod backend;
+#[path = "guest/changes.rs"]
+mod changes;
 #[path = "guest/errors.rs"]
 mod errors;
 #[path = "guest/many.rs"]
