@@ -181,7 +181,7 @@ impl Running {
     }
 
     /// Whether the job is done and failed.
-    fn has_failed(&self) -> bool {
+    pub fn has_failed(&self) -> bool {
         let status = self.child.lock().unwrap().try_wait().unwrap();
         status.is_some_and(|status| !status.success())
     }
