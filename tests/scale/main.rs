@@ -3,7 +3,7 @@
 //!
 //! `SCALE_FIDS` (default 100,000), `SCALE_FILES` (default 10,000) and `SCALE_ENTRIES` (default 50,000) set the number of
 //! fids, of distinct objects and of entries of one directory, `SCALE_PROGRAM` the program (default: the one just built).
-//! The million of the documentation:
+//! A million fids and entries:
 //! `SCALE_FIDS=1000000 SCALE_FILES=50000 SCALE_ENTRIES=1000000 cargo test --release --test scale -- --nocapture`.
 
 #![allow(missing_docs)]

@@ -6,8 +6,7 @@
 //! comes. Everywhere else ctime is the time of the clock's last tick, or of the last whole second where no more is
 //! stored, so a second change in the same tick leaves no trace. While the tick of an object's ctime goes on, therefore,
 //! every answer has a version of its own, which says "look again": whoever changes the file, no change is missed.
-//! Only of files: Linux ties no content to the
-//! version of anything else.
+//! Only of files: Linux ties no content to the version of anything else.
 //!
 //! A file server stamps by its own clock, so what two of its clients change in one tick may be missed.
 
@@ -18,7 +17,7 @@ use crate::sys::attr::Statx;
 use crate::sys::clock;
 
 /// `XFS_SUPER_MAGIC` of linux/magic.h.
-const XFS_MAGIC: libc::c_long = 0x5846_5342;
+pub const XFS_MAGIC: libc::c_long = 0x5846_5342;
 
 const SECOND: i64 = 1_000_000_000;
 

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::identity::device;
 use crate::sys::attr::Statx;
+use crate::version::XFS_MAGIC;
 use crate::virtfs::Kept;
 
 const STRIPES: usize = 64;
@@ -19,9 +20,6 @@ const SLOTS: usize = 128;
 const YOUNG: Duration = Duration::from_millis(100);
 /// Where no fraction of a second is stored, the clock of the file system ticks once in one or two seconds.
 const YOUNG_SECONDS: Duration = Duration::from_secs(3);
-
-/// `XFS_SUPER_MAGIC` of linux/magic.h.
-const XFS_MAGIC: libc::c_long = 0x5846_5342;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Key {
