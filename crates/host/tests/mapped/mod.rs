@@ -303,3 +303,26 @@ pub fn unprivileged<T: Send>(directory: &Path, work: impl FnOnce() -> T + Send) 
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
+
+/// All that only root may do on the host, and what belongs to it; `meanwhile`, `d/f` is a file of the guest's root.
+pub fn what_needs_no_privilege(tree: &Tree, meanwhile: impl FnOnce()) {
+    tree.mkdir("d", 0o755).unwrap();
+    tree.create("d/f", 0o6755).unwrap();
+    tree.symlink("d/l", "x").unwrap();
+    tree.mknod("d/b", libc::S_IFBLK | 0o600, libc::makedev(7, 7))
+        .unwrap();
+    tree.chown("d/f", Some(0), Some(0)).unwrap();
+    tree.chown("", Some(0), Some(0)).unwrap();
+    tree.chmod("", 0o41777).unwrap();
+    tree.chmod("d/f", 0o104000).unwrap();
+    assert_eq!(tree.seen("d/f"), (0o104000, 0, 0));
+    assert_eq!(tree.seen(""), (0o41777, 0, 0));
+    assert_eq!(tree.seen("d/b").0, 0o60600);
+    meanwhile();
+    tree.link("d/f", "g").unwrap();
+    tree.rename("g", "d/f2").unwrap();
+    for path in ["d/f", "d/f2", "d/l", "d/b"] {
+        tree.unlink(path).unwrap();
+    }
+    tree.rmdir("d").unwrap();
+}
