@@ -3,102 +3,30 @@
 #![allow(missing_docs)]
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tempfile::TempDir;
-use testkit::vhost_user::PATIENCE;
-use testkit::{Errno, GuestMemory, Machine, MachineOptions, Pages, RingOptions, Vmm, scenario};
+use nix::sys::signal::Signal;
+use testkit::{Errno, GuestMemory, Machine, MachineOptions, Pages, Program, RingOptions, Vmm, scenario};
 use wire::*;
 
-/// The program, ended with the value.
-struct Program {
-    base: TempDir,
-    child: Child,
+fn start() -> Program {
+    let base = tempfile::tempdir().expect("a temporary directory");
+    fs::create_dir(base.path().join("share")).expect("mkdir");
+    let command = Command::new(env!("CARGO_BIN_EXE_vhost-user-9p"));
+    Program::start(command, base, &["--tag", "front-ends"])
 }
 
-impl Program {
-    fn start(more: &[&str]) -> Program {
-        let base = tempfile::tempdir().expect("a temporary directory");
-        fs::create_dir(base.path().join("share")).expect("mkdir");
-        let log = fs::File::create(base.path().join("log")).expect("create");
-        let child = Command::new(env!("CARGO_BIN_EXE_vhost-user-9p"))
-            .arg("--socket-path")
-            .arg(base.path().join("socket"))
-            .arg("--shared-dir")
-            .arg(base.path().join("share"))
-            .args(["--security-model", "squash", "--tag", "front-ends"])
-            .args(more)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("the program starts");
-        let mut program = Program { base, child };
-        let end = Instant::now() + PATIENCE;
-        while !program.socket().exists() {
-            let ended = program.child.try_wait().expect("wait");
-            assert!(ended.is_none(), "it ended with {ended:?}");
-            assert!(Instant::now() < end, "no socket");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        program
-    }
-
-    fn share(&self) -> PathBuf {
-        self.base.path().join("share")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.base.path().join("socket")
-    }
-
-    fn boot(&self, vmm: Vmm) -> Machine {
-        self.boot_with(&MachineOptions::new(vmm))
-    }
-
-    fn boot_with(&self, options: &MachineOptions) -> Machine {
-        Machine::boot(&self.socket(), options).expect("the machine boots")
-    }
-
-    fn signal(&mut self, signal: Signal) -> ExitStatus {
-        let pid = Pid::from_raw(self.child.id() as i32);
-        kill(pid, signal).expect("kill");
-        let end = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("wait") {
-                return status;
-            }
-            assert!(Instant::now() < end, "{signal} did not end it");
-            std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-
-    fn descriptors(&self) -> usize {
-        let path = format!("/proc/{}/fd", self.child.id());
-        fs::read_dir(path).expect("procfs").count()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.base.path().join("log")).unwrap_or_default();
-            eprintln!("--- the program's log\n{log}---");
-        }
-    }
+fn boot(program: &Program, vmm: Vmm) -> Machine {
+    program.boot(&MachineOptions::new(vmm))
 }
 
 #[test]
 fn a_share_works_from_end_to_end_under_each_front_end() {
-    let program = Program::start(&[]);
+    let program = start();
     for vmm in Vmm::ALL {
         for pages in [Pages::Scattered, Pages::Adjacent] {
-            let mut machine = program.boot_with(&MachineOptions {
+            let mut machine = program.boot(&MachineOptions {
                 pages,
                 ..MachineOptions::new(vmm)
             });
@@ -110,10 +38,10 @@ fn a_share_works_from_end_to_end_under_each_front_end() {
 
 #[test]
 fn fids_survive_stop_and_cont() {
-    let program = Program::start(&[]);
+    let program = start();
     fs::write(program.share().join("file"), "content").expect("write");
     for vmm in Vmm::ALL {
-        let mut machine = program.boot(vmm);
+        let mut machine = boot(&program, vmm);
         machine.client.walk_all(0, 1, &["file"]).expect("walk");
         machine.client.lopen(1, P9_DOTL_RDONLY).expect("open");
         for _ in 0..3 {
@@ -126,13 +54,13 @@ fn fids_survive_stop_and_cont() {
 
 #[test]
 fn one_front_end_after_the_other_gets_a_session_of_its_own() {
-    let program = Program::start(&[]);
-    let mut machine = program.boot(Vmm::Qemu);
+    let program = start();
+    let mut machine = boot(&program, Vmm::Qemu);
     machine.client.clone_fid(0, 5).expect("clone");
     drop(machine);
     let mut before = 0;
     for round in 0..30 {
-        let mut machine = program.boot(Vmm::ALL[round % 3]);
+        let mut machine = boot(&program, Vmm::ALL[round % 3]);
         assert!(machine.client.stat(5).is_err(), "a fid of the last one");
         machine.client.clone_fid(0, 5).expect("clone");
         machine.client.lopen(5, P9_DOTL_RDONLY).expect("open");
@@ -151,8 +79,8 @@ fn one_front_end_after_the_other_gets_a_session_of_its_own() {
 
 #[test]
 fn a_second_front_end_waits_for_its_turn() {
-    let program = Program::start(&[]);
-    let first = program.boot(Vmm::Qemu);
+    let program = start();
+    let first = boot(&program, Vmm::Qemu);
     let socket = program.socket();
     let second = std::thread::spawn(move || {
         let mut machine = Machine::boot(&socket, &MachineOptions::new(Vmm::Crosvm)).expect("boot");
@@ -167,13 +95,13 @@ fn a_second_front_end_waits_for_its_turn() {
 #[test]
 fn a_signal_ends_it_and_removes_its_socket() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        let mut idle = Program::start(&[]);
-        assert_eq!(idle.signal(signal).code(), Some(0), "{signal} while idle");
+        let mut idle = start();
+        assert_eq!(idle.end(signal).code(), Some(0), "{signal} while idle");
         assert!(!idle.socket().exists());
 
-        let mut attached = Program::start(&[]);
-        let machine = attached.boot(Vmm::CloudHypervisor);
-        assert_eq!(attached.signal(signal).code(), Some(0), "{signal} while attached");
+        let mut attached = start();
+        let machine = boot(&attached, Vmm::CloudHypervisor);
+        assert_eq!(attached.end(signal).code(), Some(0), "{signal} while attached");
         assert!(!attached.socket().exists());
         drop(machine);
     }
@@ -182,9 +110,9 @@ fn a_signal_ends_it_and_removes_its_socket() {
 #[test]
 fn a_signal_ends_it_in_the_middle_of_work() {
     for round in 0..5 {
-        let mut program = Program::start(&[]);
+        let mut program = start();
         fs::write(program.share().join("file"), scenario::pattern(8 << 20, 1)).expect("write");
-        let mut machine = program.boot_with(&MachineOptions {
+        let mut machine = program.boot(&MachineOptions {
             ring: RingOptions {
                 size: 256,
                 ..RingOptions::default()
@@ -211,14 +139,14 @@ fn a_signal_ends_it_in_the_middle_of_work() {
                 .stage(&bytes[..len], &[], if tag % 3 == 0 { 4096 } else { 500_011 });
         }
         machine.ring().notify();
-        assert_eq!(program.signal(Signal::SIGTERM).code(), Some(0));
+        assert_eq!(program.end(Signal::SIGTERM).code(), Some(0));
         assert!(!program.socket().exists());
     }
 }
 
 #[test]
 fn nonsense_on_the_socket_does_not_end_it() {
-    let program = Program::start(&[]);
+    let program = start();
     let memory = GuestMemory::new(&[(0, 1 << 20)]).expect("memory");
     let mut random = scenario::Random::new(17);
     for round in 0..40 {
@@ -239,18 +167,18 @@ fn nonsense_on_the_socket_does_not_end_it() {
             }
         }
     }
-    let mut machine = program.boot(Vmm::Qemu);
+    let mut machine = boot(&program, Vmm::Qemu);
     scenario::end_to_end(&mut machine.client, &program.share());
 }
 
 #[test]
 fn a_write_beyond_the_file_size_limit_is_an_error_and_not_the_end() {
-    let program = Program::start(&[]);
+    let program = start();
     let limit = format!("--fsize={}", 1 << 20);
-    let pid = program.child.id().to_string();
+    let pid = program.pid().to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
     assert!(status.expect("prlimit runs").success());
-    let mut machine = program.boot(Vmm::Qemu);
+    let mut machine = boot(&program, Vmm::Qemu);
     let client = &mut machine.client;
     client.clone_fid(0, 1).expect("walk");
     client.lcreate(1, "file", P9_DOTL_RDWR, 0o644, 0).expect("create");

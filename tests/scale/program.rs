@@ -4,12 +4,9 @@ use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
-use testkit::vhost_user::PATIENCE;
 use testkit::{Machine, MachineOptions, RingOptions, Vmm};
 use wire::{Rmessage, Tmessage};
 
@@ -21,8 +18,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// A running program, ended with the value.
 pub struct Program {
-    base: TempDir,
-    child: Child,
+    running: testkit::Program,
     _turn: MutexGuard<'static, ()>,
 }
 
@@ -87,39 +83,14 @@ impl Program {
                 chown(path, Some(STRANGER), Some(STRANGER)).expect("chown");
             }
         }
-        let log = File::create(base.path().join("log")).expect("create");
-        let child = command(program)
-            .arg("--socket-path")
-            .arg(base.path().join("socket"))
-            .arg("--shared-dir")
-            .arg(&share)
-            .args(["--security-model", "squash"])
-            .args(more)
-            .stdin(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("the program starts");
-        let mut program = Program {
-            base,
-            child,
+        Program {
+            running: testkit::Program::start(command(program), base, more),
             _turn: turn,
-        };
-        let end = Instant::now() + PATIENCE;
-        while !program.socket().exists() {
-            let ended = program.child.try_wait().expect("wait");
-            assert!(ended.is_none(), "it ended with {ended:?}");
-            assert!(Instant::now() < end, "no socket");
-            std::thread::sleep(Duration::from_millis(2));
         }
-        program
     }
 
     pub fn share(&self) -> PathBuf {
-        self.base.path().join("share")
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.base.path().join("socket")
+        self.running.share()
     }
 
     /// A machine with a ring of 128 and payloads of up to `payload` bytes.
@@ -132,38 +103,22 @@ impl Program {
             payload,
             ..MachineOptions::new(Vmm::Qemu)
         };
-        Machine::boot(&self.socket(), &options).expect("the machine boots")
+        self.running.boot(&options)
     }
 
     /// Descriptors of the program.
     pub fn descriptors(&self) -> usize {
-        let path = format!("/proc/{}/fd", self.child.id());
-        fs::read_dir(path).expect("procfs").count()
+        self.running.descriptors()
     }
 
     /// Resident anonymous memory of the program, bytes; the guest's memory is not in it.
     pub fn resident(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("procfs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.running.pid())).expect("procfs");
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = line
             .and_then(|line| line.split_whitespace().next())
             .expect("RssAnon");
         kib.parse::<usize>().expect("a number") << 10
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.base.path().join("log")).unwrap_or_default();
-            let from = log.len().saturating_sub(4000);
-            eprintln!(
-                "--- the end of the program's log\n{}---",
-                log.get(from..).unwrap_or(&log)
-            );
-        }
     }
 }
 

@@ -1,0 +1,101 @@
+//! The program under test, as a process of its own on a directory of its own.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use crate::machine::{Machine, MachineOptions};
+use crate::vhost_user::PATIENCE;
+
+/// Of the log's end that is shown when a test fails, bytes.
+const LOG: usize = 4000;
+
+/// A running program; it ends with the value, and a failing test shows its log.
+pub struct Program {
+    base: TempDir,
+    child: Child,
+}
+
+impl Program {
+    /// Starts `command`, the program or what runs it, on the directory `share` in `base` (which is there already), in
+    /// squash and with `options`, and waits until its socket is there.
+    pub fn start(mut command: Command, base: TempDir, options: &[&str]) -> Program {
+        let log = File::create(base.path().join("log")).expect("create");
+        let child = command
+            .arg("--socket-path")
+            .arg(base.path().join("socket"))
+            .arg("--shared-dir")
+            .arg(base.path().join("share"))
+            .args(["--security-model", "squash"])
+            .args(options)
+            .stdin(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the program starts");
+        let mut program = Program { base, child };
+        let end = Instant::now() + PATIENCE;
+        while !program.socket().exists() {
+            let ended = program.child.try_wait().expect("wait");
+            assert!(ended.is_none(), "it ended with {ended:?}");
+            assert!(Instant::now() < end, "no socket");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        program
+    }
+
+    /// The directory it shares.
+    pub fn share(&self) -> PathBuf {
+        self.base.path().join("share")
+    }
+
+    /// The socket it listens on.
+    pub fn socket(&self) -> PathBuf {
+        self.base.path().join("socket")
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A machine at its socket.
+    pub fn boot(&self, options: &MachineOptions) -> Machine {
+        Machine::boot(&self.socket(), options).expect("the machine boots")
+    }
+
+    /// How many descriptors it has.
+    pub fn descriptors(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.pid());
+        fs::read_dir(path).expect("procfs").count()
+    }
+
+    /// Sends a signal that is to end it; gives what it ended with.
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("kill");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("wait") {
+                return status;
+            }
+            assert!(Instant::now() < end, "{signal} did not end it");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let log = fs::read(self.base.path().join("log")).unwrap_or_default();
+            let end = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG)..]);
+            eprintln!("--- the end of the program's log\n{end}---");
+        }
+    }
+}
