@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rig, assert_alive, errno, frame, link, memory, submit};
+use common::{Rig, assert_alive, errno, frame, link, memory, read_of, submit};
 use testkit::ring::{INDIRECT, NEXT, WRITE};
 use testkit::{Descriptor, Machine, MachineOptions, Piece, Vmm};
 use wire::*;
@@ -357,12 +357,7 @@ fn what_lies_behind_a_reply_buffer_is_not_touched() {
     let area = memory.alloc(3 * 4096, 4096);
     for (capacity, count) in [(11, 4096), (12, u32::MAX), (500, 4096), (5000, 1 << 30)] {
         area.fill(0xaa);
-        let read = Tread {
-            fid: 1,
-            offset: 0,
-            count,
-        };
-        message.write(0, &frame(read, 2));
+        message.write(0, &read_of(count, 2));
         let t = Piece {
             gpa: message.gpa(),
             len: 23,

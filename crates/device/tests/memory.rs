@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rig, assert_alive, frame};
+use common::{Rig, assert_alive, frame, read_of};
 use testkit::{GuestMemory, MachineOptions, Piece, Vmm, scenario};
 use wire::*;
 
@@ -14,12 +14,7 @@ fn read_into(machine: &mut testkit::Machine, header: &[Piece], count: u32) -> u3
     let memory = machine.frontend.memory().clone();
     let mark = memory.mark();
     let message = memory.alloc(64, 64);
-    let read = Tread {
-        fid: 1,
-        offset: 0,
-        count,
-    };
-    message.write(0, &frame(read, 2));
+    message.write(0, &read_of(count, 2));
     let t = Piece {
         gpa: message.gpa(),
         len: 23,
@@ -71,12 +66,7 @@ fn regions_come_and_go_while_requests_are_in_flight() {
     let mut machine = rig.boot(Vmm::CloudHypervisor);
     machine.client.walk_all(0, 1, &["file"]).expect("walk");
     machine.client.lopen(1, P9_DOTL_RDONLY).expect("open");
-    let read = Tread {
-        fid: 1,
-        offset: 0,
-        count: 200_000,
-    };
-    let message = frame(read, 3);
+    let message = read_of(200_000, 3);
     for _ in 0..20 {
         let transport = machine.client.transport();
         let tokens: Vec<u16> = (0..32).map(|_| transport.stage(&message, &[], 200_011)).collect();
@@ -99,12 +89,7 @@ fn the_whole_table_may_be_replaced_while_requests_are_in_flight() {
         let mut machine = rig.boot(vmm);
         machine.client.walk_all(0, 1, &["file"]).expect("walk");
         machine.client.lopen(1, P9_DOTL_RDONLY).expect("open");
-        let read = Tread {
-            fid: 1,
-            offset: 0,
-            count: 200_000,
-        };
-        let message = frame(read, 3);
+        let message = read_of(200_000, 3);
         for round in 0..20 {
             let transport = machine.client.transport();
             let tokens: Vec<u16> = (0..32).map(|_| transport.stage(&message, &[], 200_011)).collect();
@@ -133,12 +118,7 @@ fn a_request_that_writes_into_a_region_that_is_taken_away_is_completed() {
     machine.client.lopen(1, P9_DOTL_RDONLY).expect("open");
     let memory = machine.frontend.memory().clone();
     let message = memory.alloc(64, 64);
-    let read = Tread {
-        fid: 1,
-        offset: 0,
-        count: 4 << 20,
-    };
-    message.write(0, &frame(read, 2));
+    message.write(0, &read_of(4 << 20, 2));
     let t = Piece {
         gpa: message.gpa(),
         len: 23,

@@ -11,7 +11,7 @@ use wire::{
 };
 
 use crate::failure::Failure;
-use crate::pin::NOGID;
+use crate::pin::{NOGID, Pin};
 use crate::session::{Session, name};
 use crate::table::{Opened, State, Tables};
 use crate::walk::qid;
@@ -71,15 +71,22 @@ impl Session {
         }
     }
 
-    /// Opens a fid that is not open yet (EINVAL). EMFILE when open files hold all the descriptors there are; EISDIR for
-    /// a directory to be written, ELOOP for a symlink, ENXIO for a special file: those are the guest's own to open.
-    pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
+    /// A fid that is to be opened and is not open yet (EINVAL); whether the client is known to be one without a
+    /// write-back cache; and how many descriptors fids and nodes hold.
+    fn pin_unopened(&self, fid: u32) -> Result<(Pin<'_>, bool, usize), Failure> {
         let (mut uncached, mut held) = (false, 0);
-        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
+        let pin = self.pin_if(fid, libc::ENOENT, |tables| {
             (uncached, held) = (tables.uncached, tables.descriptors());
             Ok(())
         })?;
         pin.is_unopened()?;
+        Ok((pin, uncached, held))
+    }
+
+    /// Opens a fid that is not open yet (EINVAL). EMFILE when open files hold all the descriptors there are; EISDIR for
+    /// a directory to be written, ELOOP for a symlink, ENXIO for a special file: those are the guest's own to open.
+    pub(crate) fn lopen(&self, m: &Tlopen) -> Result<Rlopen, Failure> {
+        let (pin, uncached, held) = self.pin_unopened(m.fid)?;
         let mut how = how(m.flags, uncached);
         let (flags, state, iounit) = match pin.file_type() {
             other if other != FileType::Directory && m.flags & P9_DOTL_DIRECTORY != 0 => {
@@ -134,12 +141,7 @@ impl Session {
     /// opened unaltered, unless the client asks for O_EXCL (EEXIST) or O_TRUNC.
     pub(crate) fn lcreate(&self, m: &Tlcreate<'_>) -> Result<Rlcreate, Failure> {
         let name = name(m.name, libc::EEXIST)?;
-        let (mut uncached, mut held) = (false, 0);
-        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| {
-            (uncached, held) = (tables.uncached, tables.descriptors());
-            Ok(())
-        })?;
-        pin.is_unopened()?;
+        let (pin, uncached, held) = self.pin_unopened(m.fid)?;
         pin.is_directory()?;
         let how = how(m.flags, uncached);
         let exclusive = match m.flags & P9_DOTL_EXCL {

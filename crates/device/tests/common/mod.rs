@@ -152,6 +152,12 @@ pub fn frame<'a>(message: impl Into<wire::Tmessage<'a>>, tag: u16) -> Vec<u8> {
     bytes
 }
 
+/// A Tread of fid 1 from its beginning.
+pub fn read_of(count: u32, tag: u16) -> Vec<u8> {
+    let (fid, offset) = (1, 0);
+    frame(wire::Tread { fid, offset, count }, tag)
+}
+
 /// The errno of an Rlerror, its tag checked.
 pub fn errno(reply: &[u8], tag: u16) -> i32 {
     match wire::Rmessage::decode(reply) {
