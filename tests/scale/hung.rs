@@ -48,6 +48,15 @@ fn a_file_system_that_hangs_holds_up_its_own_requests_only() {
         .recv_timeout(PATIENCE)
         .expect("the look-up is under way");
     scenario::end_to_end(&mut machine.client, &program.share());
+    let log = program.log();
+    let (_, said) = log
+        .split_once("the share has a network, cluster or FUSE")
+        .expect("it says so");
+    let said = said.lines().next().unwrap_or_default();
+    assert!(
+        said.contains("--may-hang never is for") && !said.contains("  "),
+        "{said}"
+    );
     assert!(machine.client.transport().try_reply(token).is_none());
     fuse.fail(unique, libc::EIO);
     let answered = machine.client.transport().wait(token);

@@ -93,6 +93,10 @@ impl Program {
         self.running.share()
     }
 
+    pub fn log(&self) -> String {
+        self.running.log()
+    }
+
     /// A machine with a ring of 128 and payloads of up to `payload` bytes.
     pub fn boot(&self, payload: usize) -> Machine {
         let options = MachineOptions {

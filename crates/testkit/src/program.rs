@@ -63,6 +63,12 @@ impl Program {
         self.child.id()
     }
 
+    /// What it has written to its log so far.
+    pub fn log(&self) -> String {
+        let log = fs::read(self.base.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
     /// A machine at its socket.
     pub fn boot(&self, options: &MachineOptions) -> Machine {
         Machine::boot(&self.socket(), options).expect("the machine boots")
@@ -93,8 +99,8 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            let log = fs::read(self.base.path().join("log")).unwrap_or_default();
-            let end = String::from_utf8_lossy(&log[log.len().saturating_sub(LOG)..]);
+            let log = self.log();
+            let end = log.get(log.len().saturating_sub(LOG)..).unwrap_or(&log);
             eprintln!("--- the end of the program's log\n{end}---");
         }
     }
