@@ -18,7 +18,7 @@ Shares one directory of this host with one virtual machine. The machine sees a v
 kernel can mount; this process is the device, outside of QEMU, cloud-hypervisor or crosvm (vhost-user).
 
 Start it first, then the virtual machine. It serves one virtual machine at a time, goes on listening when that one \
-ends, and ends itself on SIGTERM or SIGINT.";
+ends, and ends itself on SIGTERM, SIGINT or SIGHUP.";
 
 const AFTER: &str = "\
 QEMU (10.2 or later; the memory must be shared, or nothing works):
