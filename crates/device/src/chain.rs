@@ -97,16 +97,22 @@ enum Table<'a> {
 }
 
 impl Table<'_> {
+    /// Where descriptor `index` is, which the caller has checked against the table's length.
+    #[inline]
+    fn at(&self, index: u16) -> Option<*const u8> {
+        let offset = u64::from(index) * DESCRIPTOR_SIZE;
+        match self {
+            Table::Mapped(base) => Some(base.wrapping_add(offset as usize)),
+            Table::Scattered(memory, address) => memory
+                .contiguous(address.checked_add(offset)?, DESCRIPTOR_SIZE)
+                .map(<*mut u8>::cast_const),
+        }
+    }
+
     /// Descriptor `index`, which the caller has checked against the table's length.
     #[inline]
     fn get(&self, index: u16) -> Option<Descriptor> {
-        let offset = u64::from(index) * DESCRIPTOR_SIZE;
-        let at = match self {
-            Table::Mapped(base) => base.wrapping_add(offset as usize),
-            Table::Scattered(memory, address) => {
-                memory.contiguous(address.checked_add(offset)?, DESCRIPTOR_SIZE)?
-            }
-        };
+        let at = self.at(index)?;
         // SAFETY: `index` lies in the table, whose descriptors were checked to be mapped.
         Some(unsafe { read_descriptor(at) })
     }
@@ -247,10 +253,8 @@ const FRONT: usize = 192;
 #[inline]
 pub fn prefetch_for_write(pieces: &[IoVec]) {
     let Some(first) = pieces.first() else { return };
-    let mut at = 0;
-    while at < first.len().min(FRONT) {
+    for at in (0..first.len().min(FRONT)).step_by(LINE) {
         prefetch_line_for_write(first.base().wrapping_add(at));
-        at += LINE;
     }
 }
 
@@ -258,18 +262,10 @@ pub fn prefetch_for_write(pieces: &[IoVec]) {
 /// indirect tables that these refer to (a table of Linux's is one or two lines for a small request). What the guest
 /// writes there meanwhile is not looked at: [`walk`] reads and checks anew.
 pub fn prefetch(ring: &RingView, heads: &[u16]) {
-    let first = |head: &u16| {
-        ring.descriptors()
-            .wrapping_add(usize::from(*head) * DESCRIPTOR_SIZE as usize)
-    };
-    let inside = |head: &&u16| **head < ring.size();
-    heads
-        .iter()
-        .filter(inside)
-        .for_each(|head| prefetch_line(first(head)));
-    for head in heads.iter().filter(inside) {
-        // SAFETY: the head is inside of the table, which is mapped.
-        let descriptor = unsafe { read_descriptor(first(head)) };
+    let table = Table::Mapped(ring.descriptors());
+    let inside = || heads.iter().copied().filter(|head| *head < ring.size());
+    inside().filter_map(|head| table.at(head)).for_each(prefetch_line);
+    for descriptor in inside().filter_map(|head| table.get(head)) {
         if descriptor.flags & F_INDIRECT != 0
             && let Some(table) = ring.memory().contiguous(descriptor.address, DESCRIPTOR_SIZE)
         {

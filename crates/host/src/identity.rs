@@ -112,7 +112,7 @@ impl Devices {
         if !self.remote.swap(true, Ordering::Relaxed) {
             log::info!(
                 "the share has a network, cluster or FUSE file system in it: with --may-hang auto every request \
-                 goes to a thread of its own, so that a hung one stops no other, and takes longer for it; \
+                 goes to another thread, so that a hung one stops no other, and takes longer for it; \
                  --may-hang never is for those that never hang"
             );
         }

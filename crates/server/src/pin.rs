@@ -39,7 +39,10 @@ impl Session {
             }
             let more = !tables.dead.is_empty();
             drop(tables);
-            batch.into_iter().flatten().for_each(host::close);
+            for fd in batch.into_iter().flatten() {
+                // Nobody is left to be told of an error: where somebody is, Tclunk closes.
+                let _ = host::close(fd);
+            }
             if !more {
                 return;
             }

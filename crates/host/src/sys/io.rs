@@ -1,7 +1,7 @@
 //! Data, directory listings, locks.
 
 use std::io::Result;
-use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{error, retry, retry_size};
 use crate::iovec::IoVec;
@@ -30,9 +30,9 @@ pub fn read(fd: BorrowedFd<'_>, to: &[IoVec], at: u64, flags: i32) -> Result<usi
     let (low, high) = halves(offset(at)?);
     // Not by glibc's preadv2, see `sys::close`.
     // SAFETY: whoever made the IoVecs vouched for their memory.
-    let read =
-        retry(|| unsafe { libc::syscall(libc::SYS_preadv2, fd.as_raw_fd(), list, count, low, high, flags) })?;
-    Ok(usize::try_from(read).unwrap_or(0))
+    retry_size(|| unsafe {
+        libc::syscall(libc::SYS_preadv2, fd.as_raw_fd(), list, count, low, high, flags) as isize
+    })
 }
 
 /// pwritev2(2); `flags` are `RWF_*`. The count may be short.
@@ -40,10 +40,9 @@ pub fn write(fd: BorrowedFd<'_>, from: &[IoVec], at: u64, flags: i32) -> Result<
     let (list, count) = pieces(from);
     let (low, high) = halves(offset(at)?);
     // SAFETY: whoever made the IoVecs vouched for their memory.
-    let written = retry(|| unsafe {
-        libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), list, count, low, high, flags)
-    })?;
-    Ok(usize::try_from(written).unwrap_or(0))
+    retry_size(|| unsafe {
+        libc::syscall(libc::SYS_pwritev2, fd.as_raw_fd(), list, count, low, high, flags) as isize
+    })
 }
 
 /// pread(2) into private memory.
@@ -72,18 +71,6 @@ pub fn sync(fd: BorrowedFd<'_>, data_only: bool) -> Result<()> {
         }
     })
     .map(drop)
-}
-
-/// close(2). EINTR is none: Linux has closed the descriptor then.
-pub fn close(fd: OwnedFd) -> Result<()> {
-    // SAFETY: the descriptor is given up, so it is closed once; no memory is passed.
-    match unsafe { libc::close(fd.into_raw_fd()) } {
-        0 => Ok(()),
-        _ => match std::io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EINTR) => Ok(()),
-            error => Err(error),
-        },
-    }
 }
 
 /// lseek(2) to an absolute position, of a directory to a cookie.

@@ -57,13 +57,19 @@ fn retry_fd<T: Copy + Into<i64>>(call: impl FnMut() -> T) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// close(2), whose error nobody can do anything about here.
+/// close(2). EINTR is no error: Linux has closed the descriptor then.
 ///
 /// glibc's close, openat and preadv2 are cancellation points: in a process with several threads each call turns
 /// cancellation on and off, 10 ns that nobody needs. What happens for every request is called by number.
-pub fn close(fd: OwnedFd) {
-    // SAFETY: the descriptor was owned and nobody has it from here on.
-    unsafe { libc::syscall(libc::SYS_close, fd.into_raw_fd()) };
+pub fn close(fd: OwnedFd) -> Result<()> {
+    // SAFETY: the descriptor is given up, so it is closed once; no memory is passed.
+    match unsafe { libc::syscall(libc::SYS_close, fd.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => match Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::EINTR) => Ok(()),
+            error => Err(error),
+        },
+    }
 }
 
 /// The directory `/proc/self/fd`, opened once at start, so that it works after a change of root, too.
