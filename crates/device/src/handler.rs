@@ -1,11 +1,17 @@
 //! What answers requests: the session, or a stand-in in a test.
 
-use server::{How, Outcome, Request, Scratch, Session};
+use server::{How, Neighbour, Outcome, Request, Scratch, Session};
 
 /// A 9P session as the device sees it. Used by several threads at once.
 pub trait Handler: Send + Sync {
     /// Answers one request, or says what it needs; see [`Outcome`].
     fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome;
+    /// Answers requests at the front of `run`, each of which begins where the one before ends, all at once; gives how
+    /// many. The others, often all, are for [`Handler::handle`].
+    fn handle_run(&self, run: &mut [Neighbour<'_>], scratch: &mut Scratch) -> usize {
+        let _ = (run, scratch);
+        0
+    }
     /// The device was reset: forget everything the guest had.
     fn reset(&self);
     /// Changes whenever a request that waits may be granted.
@@ -15,6 +21,10 @@ pub trait Handler: Send + Sync {
 impl Handler for Session {
     fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome {
         Session::handle(self, request, scratch, how)
+    }
+
+    fn handle_run(&self, run: &mut [Neighbour<'_>], scratch: &mut Scratch) -> usize {
+        Session::handle_run(self, run, scratch)
     }
 
     fn reset(&self) {

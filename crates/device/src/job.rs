@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use host::IoVec;
 use server::request::{copy_len, moves};
-use server::{How, Outcome, Request, Scratch};
+use server::{How, Neighbour, Outcome, Request, Scratch};
 
 use crate::chain::{self, ChainError};
 use crate::handler::Handler;
@@ -160,6 +160,23 @@ impl Job {
         outcome
     }
 
+    /// The private copy of its message.
+    #[inline]
+    pub fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    /// It as one of a run.
+    pub fn neighbour(&self) -> Neighbour<'_> {
+        chain::prefetch_for_write(&self.writable);
+        Neighbour {
+            message: &self.message,
+            payload: &self.readable[self.payload..],
+            reply: &self.writable,
+            used: 0,
+        }
+    }
+
     /// Gives up what should not be kept while unused: the memory, and an unusually long message buffer.
     pub fn recycle(&mut self) {
         self.memory = None;
@@ -180,6 +197,19 @@ pub(crate) mod tests {
         message.extend(tag.to_le_bytes());
         Box::new(Job {
             head,
+            message,
+            ..Job::default()
+        })
+    }
+
+    /// A Tread or Twrite without memory that moves as much as it says.
+    pub(crate) fn moving(kind: u8, fid: u32, offset: u64, count: u32) -> Box<Job> {
+        let mut message = header(23 + count * u32::from(kind == 118), kind, 1);
+        message.extend(fid.to_le_bytes());
+        message.extend(offset.to_le_bytes());
+        message.extend(count.to_le_bytes());
+        Box::new(Job {
+            bulk: count as usize,
             message,
             ..Job::default()
         })

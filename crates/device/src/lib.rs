@@ -3,6 +3,7 @@
 //! - `memory`, `chain`, `ring`: guest memory, descriptor chains and the split ring, every byte checked.
 //! - `vring`: the queue's state, behind one lock. `event` has what the event descriptors need.
 //! - `job`, `queue`, `poll`: one request; the thread that answers them; how long it looks before it sleeps.
+//! - `run`: requests next to each other that are done together.
 //! - `inflight`, `pool`: requests that block or wait, and Tflush.
 //! - `backend`, `serve`: the vhost-user device, and one front-end after the other.
 
@@ -17,6 +18,7 @@ mod poll;
 mod pool;
 mod queue;
 mod ring;
+mod run;
 mod serve;
 mod vring;
 

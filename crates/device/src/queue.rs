@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::hint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::vec::Drain;
 
 use server::{How, Outcome, Scratch};
 
@@ -17,13 +18,14 @@ use crate::job::{Job, Malformed};
 use crate::poll::Poll;
 use crate::pool::Pool;
 use crate::ring::Used;
+use crate::run;
 use crate::vring::{ViewCache, Vring, notify};
 
 /// Most requests taken at once.
 const BATCH: u16 = 64;
 /// Requests read from the ring before the first of them is worked on. Each is several cache lines that the guest has
 /// just written; read together, the waits for them overlap.
-const AHEAD: usize = 8;
+const AHEAD: usize = run::MOST;
 /// Completions after which the driver is told, although there is more to do.
 const FLUSH: usize = 16;
 /// A request that moves more bytes than this is worked on when nothing smaller is ready.
@@ -157,15 +159,39 @@ impl Worker {
         }
         for some in heads.chunks(AHEAD) {
             ahead.extend(some.iter().filter_map(|head| self.load(*head)));
-            for job in ahead.drain(..) {
-                self.begin(job);
-                if self.done.len() >= FLUSH {
-                    self.flush();
+            let mut jobs = ahead.drain(..);
+            while !jobs.as_slice().is_empty() {
+                let alone = self.together(&mut jobs);
+                for job in jobs.by_ref().take(alone) {
+                    self.begin(job);
+                    self.flush_some();
                 }
             }
         }
         heads.clear();
         (self.heads, self.ahead) = (heads, ahead);
+    }
+
+    fn flush_some(&mut self) {
+        if self.done.len() >= FLUSH {
+            self.flush();
+        }
+    }
+
+    /// Answers what can be answered at once of a run of neighbours at the front of `jobs`; gives how many of the next
+    /// ones are to be worked on one by one.
+    #[inline]
+    fn together(&mut self, jobs: &mut Drain<'_, Box<Job>>) -> usize {
+        let length = run::length(jobs.as_slice(), LARGE);
+        if length < 2 {
+            return length;
+        }
+        let run = &jobs.as_slice()[..length];
+        let answered = run::answer(run, self.handler.as_ref(), &mut self.scratch, &mut self.done);
+        jobs.by_ref().take(answered).for_each(|job| self.reuse(job));
+        self.pool.check_wakes(&mut self.wakes);
+        self.flush_some();
+        length - answered
     }
 
     /// The request at `head`; a malformed one is completed.

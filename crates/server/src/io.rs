@@ -39,14 +39,14 @@ use crate::session::Session;
 use crate::table::State;
 
 /// Bytes moved at a time on the queue thread, so that what is small and ready need not wait long.
-const SLICE: usize = 128 * 1024;
+pub(crate) const SLICE: usize = 128 * 1024;
 
 /// Writes of so many bytes are timed on the queue thread; for fewer the clock would cost too much.
-const TIMED: usize = 32 * 1024;
+pub(crate) const TIMED: usize = 32 * 1024;
 
 /// A write that takes so long was throttled, because too many pages are dirty (`balance_dirty_pages`), or waited for
 /// the disk. After two in a row (one may be chance: this thread did not get a processor) the next ones will be, too.
-const SLOW: Duration = Duration::from_millis(10);
+pub(crate) const SLOW: Duration = Duration::from_millis(10);
 
 /// So many of the next ones are left to threads that may block, before the queue thread tries one again.
 const SLOW_RUN: u32 = 64;
@@ -56,6 +56,9 @@ const WHOLE: usize = 1 << 30;
 
 /// A read that misses the page cache stops at a page's end; pages are of this size or a multiple.
 const PAGE: u64 = 4096;
+
+/// Pieces of memory that one system call takes (`IOV_MAX`).
+pub(crate) const PIECES: usize = 1024;
 
 const EINVAL: Failure = Failure::new(libc::EINVAL);
 
@@ -216,7 +219,7 @@ impl Session {
 
     /// Whether this write is one of those that are left to threads that may block. Counted in writes and not in time,
     /// so that a machine that stands still for a while changes nothing.
-    fn writes_are_slow(&self) -> bool {
+    pub(crate) fn writes_are_slow(&self) -> bool {
         let left = self.slow_writes.load(Ordering::Relaxed);
         if left > 1 {
             // Two threads may count one; it does not matter.
@@ -226,7 +229,7 @@ impl Session {
     }
 
     /// Notes how long a write took. 1: the last one was slow; more: so many (less one) are left to others.
-    fn note_write(&self, slow: bool) {
+    pub(crate) fn note_write(&self, slow: bool) {
         let before = self.slow_writes.load(Ordering::Relaxed);
         let after = match (slow, before) {
             (true, 0) => 1,
@@ -291,11 +294,11 @@ fn progress(request: &Request<'_>, count: usize) -> usize {
 
 /// Whether one system call takes all of the pieces.
 fn pieces_sent(iov: &[IoVec]) -> bool {
-    iov.len() <= 1024
+    iov.len() <= PIECES
 }
 
 /// Puts the header in front of `done` bytes that are in the reply already.
-fn send_read(reply: &Reply<'_>, done: usize) -> Result<Outcome, Failure> {
+pub(crate) fn send_read(reply: &Reply<'_>, done: usize) -> Result<Outcome, Failure> {
     let mut header = [0; Rread::HEADER_LEN];
     let count = u32::try_from(done).map_err(|_| Failure::new(libc::EMSGSIZE))?;
     encode_rread_header(&mut header, reply.tag, count).ok_or(Failure::new(libc::EMSGSIZE))?;

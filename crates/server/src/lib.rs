@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `session` | what becomes of each message: the protocol's table of contents |
 //! | `version attach walk open io dir attr xattr lock link fsync statfs flush` | the handlers, a file per message family |
+//! | `run` | reads or writes that adjoin, in one system call |
 //! | `table`, `nodes`, `locks` | the session's state: fids, the objects they stand for, byte ranges held |
 //! | `slab`, `bytes` | what state is kept in |
 //! | `capability` | what Linux asks before each write, remembered |
@@ -30,6 +31,7 @@ mod open;
 mod pin;
 mod reply;
 pub mod request;
+pub mod run;
 mod session;
 mod slab;
 mod statfs;
@@ -39,4 +41,5 @@ mod walk;
 mod xattr;
 
 pub use request::{How, Outcome, Request, Scratch};
+pub use run::Neighbour;
 pub use session::{Limits, Session, Usage};

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use host::{IoVec, SecurityModel, Share, ShareOptions};
-use server::{How, Limits, Outcome, Request, Scratch, Session};
+use server::{How, Limits, Neighbour, Outcome, Request, Scratch, Session};
 use wire::*;
 
 /// Counts a thread's own allocations.
@@ -90,6 +90,22 @@ impl Caller {
         }
         assert_ne!(self.reply[4], RLERROR, "errno {}", self.reply[7]);
     }
+
+    /// All of `messages` at once.
+    fn call_run(&mut self, messages: &[Vec<u8>; 8]) {
+        // SAFETY: as in `call`.
+        let from = [unsafe { IoVec::new(self.payload.as_mut_ptr(), self.payload.len()) }];
+        // SAFETY: as in `call`; eight parts of one buffer.
+        let to: [[IoVec; 1]; 8] =
+            std::array::from_fn(|at| [unsafe { IoVec::new(self.reply.as_mut_ptr().add(at * 8192), 8192) }]);
+        let mut run: [Neighbour<'_>; 8] = std::array::from_fn(|at| Neighbour {
+            message: &messages[at],
+            payload: &from,
+            reply: &to[at],
+            used: 0,
+        });
+        assert_eq!(self.session.handle_run(&mut run, &mut self.scratch), 8);
+    }
 }
 
 fn frame<'m>(message: &impl Message<'m>) -> Vec<u8> {
@@ -167,7 +183,27 @@ fn the_usual_requests_allocate_nothing() {
         frame(&Tclunk { fid: 9 }),
         frame(&Tclunk { fid: 10 }),
     ];
+    let reads: [Vec<u8>; 8] = std::array::from_fn(|at| {
+        frame(&Tread {
+            fid: 1,
+            offset: at as u64 * 4096,
+            count: 4096,
+        })
+    });
+    let writes: [Vec<u8>; 8] = std::array::from_fn(|at| {
+        frame(&Twrite {
+            fid: 1,
+            offset: at as u64 * 4096,
+            count: 4096,
+            data,
+        })
+    });
     for round in 0..3 {
+        for run in [&reads, &writes] {
+            let before = CALLS.get();
+            caller.call_run(run);
+            assert!(round == 0 || CALLS.get() == before, "a run of type {}", run[0][4]);
+        }
         for request in &requests {
             let before = CALLS.get();
             caller.call(request);

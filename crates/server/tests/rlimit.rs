@@ -4,8 +4,12 @@
 #[allow(dead_code)]
 #[path = "session/common.rs"]
 mod common;
+#[allow(dead_code)]
+#[path = "session/neighbours.rs"]
+mod neighbours;
 
 use common::*;
+use neighbours::{Sent, call, one_by_one, together};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use testkit::client::Errno;
@@ -61,4 +65,27 @@ fn a_file_that_may_not_be_longer() {
     assert_eq!(f.host("log").len(), MOST.into());
     assert_eq!(f.client.write(2, 0, b"more"), Err(Errno::EFBIG));
     assert_eq!(f.client.write(1, 0, b"still"), Ok(5));
+    // A run of neighbours that comes to the limit half way: those before it are written, the others have the errno.
+    let writes: Vec<Sent> = (0..8)
+        .map(|at| {
+            Sent::write(
+                at,
+                1,
+                u64::from(MOST) - 4500 + u64::from(at) * 1000,
+                1000,
+                vec![8; 1000],
+            )
+        })
+        .collect();
+    assert_eq!(call(&f, &writes).len(), 4);
+    let (replies, in_runs) = together(&mut f, &writes);
+    assert_eq!(in_runs, 4);
+    assert_eq!(replies, one_by_one(&mut f, &writes));
+    let efbig = |reply: &Vec<u8>| reply[4] == wire::RLERROR && reply[7..11] == libc::EFBIG.to_le_bytes();
+    assert_eq!(
+        replies.iter().map(efbig).collect::<Vec<_>>(),
+        [false, false, false, false, true, true, true, true]
+    );
+    assert_eq!(f.host("file").len(), MOST.into());
+    assert!(call(&f, &writes[5..]).is_empty(), "all of it is beyond");
 }

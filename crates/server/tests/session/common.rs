@@ -12,7 +12,7 @@ use testkit::client::Client;
 use testkit::transport::Transport;
 
 /// What stands behind a reply buffer and must not be touched.
-const GUARD: [u8; 64] = [0xa5; 64];
+pub const GUARD: [u8; 64] = [0xa5; 64];
 
 /// Calls a session as a device does.
 pub struct Backend {
@@ -74,7 +74,7 @@ impl Backend {
 }
 
 /// The pieces a guest's buffer may come in: a header of its own, a crooked one, pages.
-fn pieces(bytes: &mut [u8]) -> Vec<IoVec> {
+pub fn pieces(bytes: &mut [u8]) -> Vec<IoVec> {
     let (base, len) = (bytes.as_mut_ptr(), bytes.len());
     let mut list = Vec::new();
     let mut at = 0;

@@ -1,6 +1,7 @@
 //! A client calls sessions in this process: one file per message family, and what spans them.
 
 mod common;
+mod neighbours;
 
 mod attach;
 mod attr;
@@ -21,5 +22,6 @@ mod xattr;
 mod failing;
 mod hang;
 mod many;
+mod run;
 mod threads;
 mod unlinked;

@@ -1,0 +1,97 @@
+//! Requests next to each other in the queue that adjoin in the file too: handed over together, so that one system
+//! call may do for all of them.
+
+use server::run::{RUN_BYTES, adjoin};
+use server::{Neighbour, Scratch};
+
+use crate::handler::Handler;
+use crate::job::Job;
+use crate::ring::Used;
+
+/// Most requests of a run.
+pub const MOST: usize = 8;
+
+/// How many at the front of `jobs` belong together, each moving `most` bytes at the most: 1 for a request that is
+/// alone, 0 when there is none. Nearly free for what moves no payload.
+#[inline]
+pub fn length(jobs: &[Box<Job>], most: usize) -> usize {
+    let moves = |job: &Job| (1..=most).contains(&job.bulk());
+    let Some(first) = jobs.first() else { return 0 };
+    if !moves(first) {
+        return 1;
+    }
+    let mut total = first.bulk();
+    let follows = |pair: &&[Box<Job>]| {
+        let [before, next] = pair else { return false };
+        total = total.saturating_add(next.bulk());
+        moves(next) && total <= RUN_BYTES && adjoin(before.message(), next.message())
+    };
+    1 + jobs.windows(2).take(MOST - 1).take_while(follows).count()
+}
+
+/// Lets `handler` answer requests at the front of `jobs`, a run, together: puts them on `done`, and gives how many
+/// they are.
+pub fn answer(
+    jobs: &[Box<Job>],
+    handler: &dyn Handler,
+    scratch: &mut Scratch,
+    done: &mut Vec<Used>,
+) -> usize {
+    let mut run = [Neighbour::default(); MOST];
+    for (place, job) in run.iter_mut().zip(jobs) {
+        *place = job.neighbour();
+    }
+    let run = &mut run[..jobs.len().min(MOST)];
+    let answered = handler.handle_run(run, scratch).min(run.len());
+    done.extend(
+        jobs.iter()
+            .zip(run)
+            .take(answered)
+            .map(|(job, at)| job.used(at.used)),
+    );
+    answered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::job::tests::{job, moving};
+
+    const MOST_EACH: usize = 64 * 1024;
+
+    fn of(jobs: &[Box<Job>]) -> usize {
+        length(jobs, MOST_EACH)
+    }
+
+    fn adjoining(kind: u8, each: u32, count: u64) -> Vec<Box<Job>> {
+        let one = |at| moving(kind, 1, at * u64::from(each), each);
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn a_run_is_as_long_as_requests_adjoin() {
+        assert_eq!(of(&[]), 0);
+        for kind in [116, 118] {
+            assert_eq!(of(&adjoining(kind, 4096, 1)), 1);
+            assert_eq!(of(&adjoining(kind, 4096, 3)), 3);
+            assert_eq!(of(&adjoining(kind, 4096, 40)), MOST);
+            let mut jobs = adjoining(kind, 4096, 6);
+            jobs.remove(3);
+            assert_eq!(of(&jobs), 3);
+            jobs.insert(2, job(0, 1));
+            assert_eq!(of(&jobs), 2);
+            jobs.insert(0, job(0, 1));
+            assert_eq!(of(&jobs), 1);
+        }
+    }
+
+    #[test]
+    fn its_bytes_are_bounded_and_large_requests_are_none_of_it() {
+        assert_eq!(of(&adjoining(118, 32 * 1024, 8)), 4);
+        assert_eq!(of(&adjoining(118, 64 * 1024, 8)), 2);
+        assert_eq!(of(&adjoining(118, 64 * 1024 + 1, 8)), 1);
+        let mut jobs = adjoining(116, 4096, 2);
+        jobs.push(moving(116, 1, 8192, 65 * 1024));
+        assert_eq!(of(&jobs), 2);
+    }
+}
