@@ -63,6 +63,7 @@ mod tests {
         length(jobs, MOST_EACH)
     }
 
+    #[expect(clippy::vec_box, reason = "as the queue has them")]
     fn adjoining(kind: u8, each: u32, count: u64) -> Vec<Box<Job>> {
         let one = |at| moving(kind, 1, at * u64::from(each), each);
         (0..count).map(one).collect()
