@@ -25,6 +25,7 @@ mod remote;
 pub mod share;
 mod squash;
 pub mod sys;
+pub mod types;
 mod version;
 pub mod virtfs;
 

@@ -474,9 +474,9 @@ impl ShareMode for MappedFile {
         metadata::reserved(name).then_some(libc::EINVAL)
     }
 
-    fn entry_type(&self, dir: &Object<'_>, name: &[u8], host: u8) -> u8 {
+    fn entry_type(&self, dir: &Object<'_>, name: &[u8], host: u8) -> Result<u8, u8> {
         if host != libc::DT_REG {
-            return host;
+            return Ok(host);
         }
         let load = || {
             let Some(directory) = metadata::directory(dir.path)? else {
@@ -488,8 +488,8 @@ impl ShareMode for MappedFile {
             }
         };
         match load() {
-            Ok(kept) => mapped::d_type(kept.guest_mode(libc::S_IFREG)),
-            Err::<_, io::Error>(_) => libc::DT_UNKNOWN,
+            Ok(kept) => Ok(mapped::d_type(kept.guest_mode(libc::S_IFREG))),
+            Err::<_, io::Error>(_) => Err(libc::DT_UNKNOWN),
         }
     }
 

@@ -24,6 +24,8 @@ use crate::share::Object;
 use crate::sys::attr::Statx;
 use crate::sys::xattr::Target;
 use crate::sys::{self, errno, error};
+use crate::types::Types;
+use crate::version::stamps_changes;
 use crate::virtfs::{Kept, some_id, xattr};
 use cache::{Before, Cache};
 
@@ -38,6 +40,7 @@ pub struct MappedXattr {
     context: Arc<Context>,
     warned: AtomicBool,
     cache: Option<Cache>,
+    types: Types,
 }
 
 /// Room for an xattr's name and its NUL.
@@ -148,12 +151,16 @@ impl MappedXattr {
                 context.options().directory.display()
             ));
         }
-        let cache = || {
+        // The file system's device number, if a ctime there tells of every change.
+        let stamped = || {
             let kind = sys::attr::statfs(context.root()).ok()?.f_type;
-            Cache::new(device(&sys::attr::stat(context.root()).ok()?), kind)
+            let stat = sys::attr::stat(context.root()).ok()?;
+            stamps_changes(kind).then(|| device(&stat))
         };
+        let stamped = stamped();
         Ok(MappedXattr {
-            cache: cache(),
+            cache: stamped.map(Cache::new),
+            types: Types::new(stamped),
             context,
             warned: AtomicBool::new(false),
         })
@@ -286,11 +293,13 @@ impl ShareMode for MappedXattr {
 
     fn mknod(&self, dir: &Object<'_>, name: &Name, mode: u32, rdev: u64, owner: Caller) -> io::Result<()> {
         let kept = mapped::of_node(owner, mode, rdev)?;
+        let _making = self.types.making();
         let file = mapped::make_file(&self.context, dir, name, libc::O_WRONLY)?;
         self.keep_file(dir, name, file, &kept).map(drop)
     }
 
     fn symlink(&self, dir: &Object<'_>, name: &Name, target: &[u8], owner: Caller) -> io::Result<()> {
+        let _making = self.types.making();
         let file = mapped::make_symlink(&self.context, dir, name, target)?;
         self.keep_file(dir, name, file, &mapped::of_symlink(owner))
             .map(drop)
@@ -399,19 +408,21 @@ impl ShareMode for MappedXattr {
         Ok(())
     }
 
-    fn entry_type(&self, dir: &Object<'_>, name: &[u8], host: u8) -> u8 {
+    fn entry_type(&self, dir: &Object<'_>, name: &[u8], host: u8) -> Result<u8, u8> {
         if host != libc::DT_REG {
-            return host;
+            return Ok(host);
         }
-        let Ok(name) = Name::new(name) else { return host };
+        let Ok(name) = Name::new(name) else {
+            return Ok(host);
+        };
         let mut buf = [0; 9];
-        let value = absent_or(sys::xattr::get_at(
-            dir.path,
-            name.as_c_str(),
-            xattr::MODE,
-            &mut buf,
-        ));
-        match value {
+        let value = sys::xattr::get_at(dir.path, name.as_c_str(), xattr::MODE, &mut buf);
+        // Not there, or never will be: only who makes the object sets it. Unlike the rights to read it.
+        let lasting = match &value {
+            Ok(_) => true,
+            Err(e) => matches!(errno(e), libc::ENODATA | libc::EOPNOTSUPP),
+        };
+        let d_type = match absent_or(value) {
             Ok(Some(len)) => {
                 let kept = Kept {
                     mode: buf.get(..len).and_then(xattr::id),
@@ -421,7 +432,12 @@ impl ShareMode for MappedXattr {
             }
             Ok(None) => host,
             Err(_) => libc::DT_UNKNOWN,
-        }
+        };
+        if lasting { Ok(d_type) } else { Err(d_type) }
+    }
+
+    fn types(&self) -> Option<&Types> {
+        Some(&self.types)
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use crate::attr::{Attr, Caller, Identity};
 use crate::name::Name;
 use crate::share::Object;
+use crate::types::Types;
 
 /// One share mode. Ids are HOST ids here: `Share` has translated them. Errors are OS errors
 /// (`io::Error::raw_os_error` is always present).
@@ -61,9 +62,14 @@ pub trait ShareMode: Send + Sync {
     fn reserved(&self, _name: &[u8]) -> Option<i32> {
         None
     }
-    /// The type a directory listing shows; `host` is the host's `d_type` (`DT_*`), the result too.
-    fn entry_type(&self, _dir: &Object<'_>, _name: &[u8], host: u8) -> u8 {
-        host
+    /// The type a directory listing shows; `host` is the host's `d_type` (`DT_*`), the result too. `Err` where it may be
+    /// another the next time though the directory has not changed.
+    fn entry_type(&self, _dir: &Object<'_>, _name: &[u8], host: u8) -> Result<u8, u8> {
+        Ok(host)
+    }
+    /// Where a type costs a system call: those that listings have shown.
+    fn types(&self) -> Option<&Types> {
+        None
     }
     /// Whether the mode finds an object's name from its descriptor. The kernel does not know the name of a file that is
     /// opened by handle (it does know a directory's), so files keep their descriptors in such a mode.

@@ -17,7 +17,7 @@ use crate::sys::attr::Statx;
 use crate::sys::clock;
 
 /// `XFS_SUPER_MAGIC` of linux/magic.h.
-pub const XFS_MAGIC: libc::c_long = 0x5846_5342;
+const XFS_MAGIC: libc::c_long = 0x5846_5342;
 
 const SECOND: i64 = 1_000_000_000;
 
@@ -25,16 +25,21 @@ const SECOND: i64 = 1_000_000_000;
 /// time is never gone back behind.
 const AHEAD: i64 = SECOND / 10;
 
-/// Whether the file system of this type (`f_type` of statfs) tells every change from the one before that was looked at
-/// (`FS_MGTIME` in the kernel's source).
-pub fn tells_changes_apart(f_type: libc::c_long) -> bool {
+/// Whether every change on a file system of this type (`f_type` of statfs) sets ctime by this kernel's clock.
+pub fn stamps_changes(f_type: libc::c_long) -> bool {
     let kinds = [
         libc::EXT4_SUPER_MAGIC,
         libc::BTRFS_SUPER_MAGIC,
         libc::TMPFS_MAGIC,
         XFS_MAGIC,
     ];
-    kinds.contains(&f_type) && clock::kernel() >= (6, 13)
+    kinds.contains(&f_type)
+}
+
+/// Whether the file system of this type tells every change from the one before that was looked at (`FS_MGTIME` in the
+/// kernel's source).
+pub fn tells_changes_apart(f_type: libc::c_long) -> bool {
+    stamps_changes(f_type) && clock::kernel() >= (6, 13)
 }
 
 fn nanoseconds(sec: i64, nsec: u32) -> i64 {
@@ -83,6 +88,20 @@ mod tests {
         let mut stat = crate::sys::attr::stat(file.as_fd()).unwrap();
         (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = (1_000_000_000, nsec);
         stat
+    }
+
+    #[test]
+    fn a_file_server_stamps_by_its_own_clock() {
+        for (f_type, stamps) in [
+            (libc::TMPFS_MAGIC, true),
+            (XFS_MAGIC, true),
+            (libc::NFS_SUPER_MAGIC, false),
+            (libc::FUSE_SUPER_MAGIC, false),
+            (libc::OVERLAYFS_SUPER_MAGIC, false),
+        ] {
+            assert_eq!(stamps_changes(f_type), stamps);
+            assert!(stamps || !tells_changes_apart(f_type));
+        }
     }
 
     #[test]

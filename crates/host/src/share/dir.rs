@@ -8,6 +8,7 @@ use super::{DirEntry, Object, Share};
 use crate::attr::Caller;
 use crate::identity;
 use crate::sys;
+use crate::types::Asked;
 
 /// Keeps two listings of one open directory apart: setting its position and reading on from there are two system
 /// calls, and two threads may serve two requests on one fid. Striped by descriptor number, so that different
@@ -55,7 +56,7 @@ impl Share {
     /// the end, or a place before it that the kernel chose; only the end shows nothing. `buf` is the caller's
     /// getdents64 buffer (EINVAL when an entry does not fit; 280 bytes always hold one). An entry that `to` refused
     /// comes again when the listing goes on at the cookie of the one before. Entries that vanish meanwhile are
-    /// skipped; reserved names are hidden. No system call per entry where the mode maps no types.
+    /// skipped; reserved names are hidden. No system call per entry where the mode maps no types or knows them.
     pub fn read_dir(
         &self,
         caller: Caller,
@@ -64,20 +65,32 @@ impl Share {
         buf: &mut [u8],
         to: &mut dyn Listing,
     ) -> io::Result<()> {
-        self.run("readdir", caller, dir, None, || self.list(dir, cookie, buf, to))
+        self.run("readdir", caller, dir, None, || {
+            let mut types = self.mode.types().map(|types| types.begin(cookie));
+            let listed = self.list(dir, cookie, buf, to, types.as_mut());
+            if let Some(types) = types {
+                types.keep();
+            }
+            listed
+        })
     }
 
-    fn list(&self, dir: &Object<'_>, cookie: u64, buf: &mut [u8], to: &mut dyn Listing) -> io::Result<()> {
+    fn list(
+        &self,
+        dir: &Object<'_>,
+        cookie: u64,
+        buf: &mut [u8],
+        to: &mut dyn Listing,
+        mut types: Option<&mut Asked<'_>>,
+    ) -> io::Result<()> {
         let file = dir.file.ok_or_else(|| sys::error(libc::EBADF))?;
-        let stat = sys::attr::stat(dir.path)?;
-        let dev = identity::device(&stat);
-        let is_root = self.context.is_root(&stat);
         let _kept = self
             .positions
             .of(file)
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         sys::io::seek(file, cookie)?;
+        let mut looked = None;
         let mut shown = false;
         loop {
             let mut ask = to.room().min(buf.len());
@@ -96,6 +109,19 @@ impl Share {
             if len == 0 {
                 return Ok(());
             }
+            // After the entries were read, so that it tells whether the types that are known are theirs.
+            let stat = match (looked, &mut types) {
+                (Some(stat), None) => stat,
+                (_, types) => {
+                    let stat = sys::attr::stat(dir.path)?;
+                    if let Some(types) = types {
+                        types.read(&stat, self.context.devices().apart(identity::device(&stat)));
+                    }
+                    *looked.insert(stat)
+                }
+            };
+            let dev = identity::device(&stat);
+            let is_root = self.context.is_root(&stat);
             let mut rest = &buf[..len];
             while let Some((entry, after)) = sys::io::entry(rest) {
                 rest = after;
@@ -116,6 +142,11 @@ impl Share {
                     .ok()
                     .filter(|&next| next > 0)
                     .ok_or_else(|| sys::error(libc::EOVERFLOW))?;
+                let ask = || self.mode.entry_type(dir, entry.name, entry.kind);
+                let d_type = match &mut types {
+                    Some(types) => types.of(entry.ino, entry.kind, ask),
+                    None => ask().unwrap_or_else(|for_now| for_now),
+                };
                 let above = is_root && entry.name == b"..";
                 let entry = DirEntry {
                     name: entry.name,
@@ -126,7 +157,7 @@ impl Share {
                         dir.path,
                     )?,
                     cookie,
-                    d_type: self.mode.entry_type(dir, entry.name, entry.kind),
+                    d_type,
                 };
                 if !to.entry(&entry) {
                     return Ok(());
