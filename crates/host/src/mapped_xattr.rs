@@ -444,6 +444,53 @@ impl ShareMode for MappedXattr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::{SecurityModel, ShareOptions};
+    use crate::sys::ProcFd;
+
+    #[test]
+    fn what_is_asked_while_a_symlink_or_device_is_made_is_not_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        let proc = ProcFd::open().unwrap();
+        let root = std::fs::File::open(dir.path()).unwrap();
+        let root = proc.reopen(root.as_fd(), libc::O_PATH).unwrap();
+        let options = ShareOptions::new(dir.path(), SecurityModel::MappedXattr);
+        let context = Arc::new(Context::new(root, proc, options).unwrap());
+        let mode = MappedXattr::new(context.clone()).unwrap();
+        let root = Object {
+            path: context.root(),
+            file: None,
+            host_type: libc::S_IFDIR,
+        };
+        let mut stat = sys::attr::stat(root.path).unwrap();
+        let mut asks_again = |old: i64, make: &dyn Fn(&Name)| {
+            stat.stx_ctime.tv_sec = old;
+            let ask = |make: &dyn Fn(&Name)| {
+                let mut asked = false;
+                let mut listing = mode.types.begin(0);
+                listing.read(&stat, true);
+                listing.of(1, libc::DT_REG, || {
+                    asked = true;
+                    Ok(libc::DT_REG)
+                });
+                make(&Name::new(old.to_string().as_bytes()).unwrap());
+                listing.keep();
+                asked
+            };
+            assert!(ask(make));
+            ask(&|_| ())
+        };
+        let owner = Caller { uid: 1, gid: 1 };
+        assert!(!asks_again(1, &|_| ()));
+        assert!(!asks_again(2, &|name| {
+            mode.create(&root, name, libc::O_RDWR, 0o644, owner).unwrap();
+        }));
+        assert!(asks_again(3, &|name| mode
+            .symlink(&root, name, b"x", owner)
+            .unwrap()));
+        assert!(asks_again(4, &|name| {
+            mode.mknod(&root, name, libc::S_IFIFO | 0o600, 0, owner).unwrap();
+        }));
+    }
 
     #[test]
     fn names_go_where_qemu_looks_for_them_or_where_it_looks_away() {

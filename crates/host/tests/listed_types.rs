@@ -18,13 +18,16 @@ use libc::{DT_BLK, DT_CHR, DT_DIR, DT_FIFO, DT_LNK, DT_REG, DT_SOCK};
 
 type Types = HashMap<String, u8>;
 
-/// A share on each kind of local file system that is there.
-fn shares() -> Vec<Fixture> {
-    ["/tmp", "/dev/shm"]
-        .into_iter()
-        .filter(|parent| Path::new(parent).is_dir())
-        .map(|parent| Fixture::within(Path::new(parent), SecurityModel::MappedXattr, |_| {}))
-        .collect()
+/// Does it with a share on each kind of local file system that is there, at the same time.
+fn on_each(test: impl Fn(&Fixture) + Sync) {
+    std::thread::scope(|scope| {
+        for parent in ["/tmp", "/dev/shm"].map(Path::new) {
+            let test = &test;
+            if parent.is_dir() {
+                scope.spawn(move || test(&Fixture::within(parent, SecurityModel::MappedXattr, |_| {})));
+            }
+        }
+    });
 }
 
 /// Waits until nothing in these directories keeps them from being remembered.
@@ -91,7 +94,7 @@ fn foreign_symlink(path: &Path) {
 
 #[test]
 fn each_kind_is_listed_right_again_and_again() {
-    for f in shares() {
+    on_each(|f| {
         let root = f.open("", libc::O_RDONLY);
         let made = |kind: u32, node: &str| {
             f.share
@@ -109,7 +112,7 @@ fn each_kind_is_listed_right_again_and_again() {
         made(libc::S_IFSOCK, "socket");
         made(libc::S_IFCHR, "char");
         made(libc::S_IFBLK, "block");
-        symlink(&f, &root, "link");
+        symlink(f, &root, "link");
         f.share.mkdir(ROOT, &root.object(), &name("dir"), 0o755).unwrap();
         std::fs::write(f.dir.join("host"), "").unwrap();
         std::os::unix::fs::symlink("x", f.dir.join("host link")).unwrap();
@@ -130,27 +133,27 @@ fn each_kind_is_listed_right_again_and_again() {
         ]
         .map(|(name, kind)| (name.to_owned(), kind))
         .into();
-        assert_eq!(list(&f, &root), right);
-        assert_eq!(list(&f, &root), right);
+        assert_eq!(list(f, &root), right);
+        assert_eq!(list(f, &root), right);
         settle([f.dir.as_path()]);
         for _ in 0..3 {
-            assert_eq!(list(&f, &root), right);
-            assert_eq!(list_in(&f, &root, 4096, 1), right);
-            assert_eq!(list_in(&f, &root, 300, 5), right);
+            assert_eq!(list(f, &root), right);
+            assert_eq!(list_in(f, &root, 4096, 1), right);
+            assert_eq!(list_in(f, &root, 300, 5), right);
         }
-    }
+    });
 }
 
 #[test]
 fn what_an_unchanged_directory_showed_is_not_asked_for_again() {
     // Rewriting a type in place is what nobody does, and what shows whether it is asked for.
-    for f in shares() {
+    on_each(|f| {
         let root = f.open("", libc::O_RDONLY);
         let paths = ["a", "b"].map(|file| f.dir.join(file));
         let files = paths.clone().map(|path| std::fs::File::create(path).unwrap());
         let rewrite = |kind: u32| files.each_ref().map(|file| keep_mode(file.as_fd(), kind | 0o644));
         let shown = || {
-            let types = list(&f, &root);
+            let types = list(f, &root);
             [types["a"], types["b"]]
         };
         // What is remembered is not believed for ever, and this process may be stopped for long.
@@ -172,31 +175,31 @@ fn what_an_unchanged_directory_showed_is_not_asked_for_again() {
         }
         // Any change in it, and both are asked for.
         std::fs::rename(&paths[0], f.dir.join("c")).unwrap();
-        let types = list(&f, &root);
+        let types = list(f, &root);
         assert_eq!([types["b"], types["c"]], [DT_LNK; 2]);
-    }
+    });
 }
 
 #[test]
 fn a_file_that_gets_its_type_a_moment_later_is_not_taken_for_a_file() {
-    for f in shares() {
+    on_each(|f| {
         let root = f.open("", libc::O_RDONLY);
         settle([f.dir.as_path()]);
         let mut tries = 100;
         let kinds = loop {
             let path = f.dir.join(format!("{tries}"));
             let file = std::fs::File::create_new(&path).unwrap();
-            let first = list(&f, &root)[&format!("{tries}")];
+            let first = list(f, &root)[&format!("{tries}")];
             let age = std::fs::metadata(&f.dir).unwrap().modified().unwrap().elapsed();
             keep_mode(file.as_fd(), libc::S_IFLNK | 0o777);
             tries -= 1;
             // Else this process was stopped, and nobody takes so long over making a symlink.
             if age.unwrap() < Duration::from_millis(900) || tries == 0 {
-                break [first, list(&f, &root)[&format!("{}", tries + 1)]];
+                break [first, list(f, &root)[&format!("{}", tries + 1)]];
             }
         };
         assert_eq!(kinds, [DT_REG, DT_LNK]);
-    }
+    });
 }
 
 #[test]
@@ -251,7 +254,7 @@ fn a_change_by_anybody_is_seen_at_once() {
             assert_eq!(status, 0);
         }),
     ];
-    for f in shares() {
+    on_each(|f| {
         let paths: Vec<_> = by_guest.iter().map(|(what, _)| f.dir.join(what)).collect();
         for path in &paths {
             std::fs::create_dir(path).unwrap();
@@ -264,12 +267,12 @@ fn a_change_by_anybody_is_seen_at_once() {
         for ((what, change), path) in by_guest.iter().zip(&paths) {
             let dir = f.open(what, libc::O_RDONLY);
             for _ in 0..2 {
-                let types = list(&f, &dir);
+                let types = list(f, &dir);
                 assert_eq!([types["x"], types["link"]], [DT_REG, DT_LNK], "{what}");
             }
-            change(&f, &dir, path);
+            change(f, &dir, path);
             for _ in 0..2 {
-                let types = list(&f, &dir);
+                let types = list(f, &dir);
                 assert_eq!(
                     [types["x"], types["y"], types["z"]],
                     [DT_LNK, DT_REG, DT_REG],
@@ -283,13 +286,13 @@ fn a_change_by_anybody_is_seen_at_once() {
                 );
             }
         }
-    }
+    });
 }
 
 #[test]
 fn changes_without_a_pause_between_are_all_seen() {
     // Each listing looks at the directory, and the change after it comes within the same tick of the clock.
-    for f in shares() {
+    on_each(|f| {
         let root = f.open("", libc::O_RDONLY);
         std::fs::write(f.dir.join("file"), "").unwrap();
         foreign_symlink(&f.dir.join("link"));
@@ -305,14 +308,14 @@ fn changes_without_a_pause_between_are_all_seen() {
                 std::fs::hard_link(f.dir.join(from), &x).unwrap();
             } else {
                 std::fs::hard_link(f.dir.join(from), f.dir.join("y")).unwrap();
-                assert_eq!(list(&f, &root)["y"], kind, "{round}");
+                assert_eq!(list(f, &root)["y"], kind, "{round}");
                 // Renaming one link of a file over another does nothing.
                 let _ = std::fs::remove_file(&x);
                 std::fs::rename(f.dir.join("y"), &x).unwrap();
             }
-            assert_eq!(list(&f, &root)["x"], kind, "{round}");
+            assert_eq!(list(f, &root)["x"], kind, "{round}");
         }
-    }
+    });
 }
 
 /// Changes the directory when it is asked how much has room: right before entries are read, for the so many-th time.
@@ -346,7 +349,7 @@ impl Listing for Changing<'_> {
 #[test]
 fn a_change_right_before_entries_are_read_is_seen() {
     const FILES: usize = 40;
-    for f in shares() {
+    on_each(|f| {
         let dirs: Vec<_> = (0..8).map(|i| (i, f.dir.join(format!("{i}")))).collect();
         for (_, path) in &dirs {
             std::fs::create_dir(path).unwrap();
@@ -358,8 +361,8 @@ fn a_change_right_before_entries_are_read_is_seen() {
         let mut new = 0;
         for (wait, path) in &dirs {
             let dir = f.open(&format!("{wait}"), libc::O_RDONLY);
-            let before = list_in(&f, &dir, 65536, usize::MAX);
-            assert_eq!(before, list_in(&f, &dir, 65536, usize::MAX));
+            let before = list_in(f, &dir, 65536, usize::MAX);
+            assert_eq!(before, list_in(f, &dir, 65536, usize::MAX));
             let replace = || {
                 for i in 0..FILES {
                     std::fs::remove_file(path.join(format!("{i}"))).unwrap();
@@ -385,12 +388,12 @@ fn a_change_right_before_entries_are_read_is_seen() {
             new += changing.shown.len();
         }
         assert!(new > FILES, "{new}");
-    }
+    });
 }
 
 #[test]
 fn many_entries_of_many_kinds_in_pieces_of_any_size() {
-    for f in shares() {
+    on_each(|f| {
         let root = f.open("", libc::O_RDONLY);
         let mut right = Types::new();
         for i in 0..400 {
@@ -412,21 +415,21 @@ fn many_entries_of_many_kinds_in_pieces_of_any_size() {
             (65536, usize::MAX),
             (65536, usize::MAX),
         ] {
-            assert_eq!(list_in(&f, &root, bytes, count), right, "{bytes} {count}");
+            assert_eq!(list_in(f, &root, bytes, count), right, "{bytes} {count}");
         }
-    }
+    });
 }
 
 #[test]
 fn a_listing_beside_those_who_make_symlinks_remembers_no_file() {
     const EACH: u32 = 150;
-    for f in shares() {
+    on_each(|f| {
         let made = [AtomicU32::new(0), AtomicU32::new(0)];
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let root = f.root();
                 for i in 0..EACH {
-                    symlink(&f, &root, &format!("0 {i}"));
+                    symlink(f, &root, &format!("0 {i}"));
                     made[0].store(i + 1, Ordering::SeqCst);
                 }
             });
@@ -441,7 +444,7 @@ fn a_listing_beside_those_who_make_symlinks_remembers_no_file() {
                     let root = f.open("", libc::O_RDONLY);
                     loop {
                         let there = made.each_ref().map(|made| made.load(Ordering::SeqCst));
-                        let types = list_in(&f, &root, 65536, usize::MAX);
+                        let types = list_in(f, &root, 65536, usize::MAX);
                         for (who, &count) in there.iter().enumerate() {
                             for i in 0..count {
                                 assert_eq!(types[&format!("{who} {i}")], DT_LNK, "{who} {i} of {count}");
@@ -457,7 +460,7 @@ fn a_listing_beside_those_who_make_symlinks_remembers_no_file() {
         let root = f.open("", libc::O_RDONLY);
         settle([f.dir.as_path()]);
         for _ in 0..2 {
-            let types = list(&f, &root);
+            let types = list(f, &root);
             assert_eq!(types.len() as u32, 2 * EACH + 2);
             assert!(
                 types
@@ -465,5 +468,5 @@ fn a_listing_beside_those_who_make_symlinks_remembers_no_file() {
                     .all(|(name, &kind)| name.starts_with('.') || kind == DT_LNK)
             );
         }
-    }
+    });
 }

@@ -15,8 +15,8 @@ use crate::session::{Session, name};
 use crate::table::{State, Tables};
 use crate::walk::qid;
 
-/// Bytes of entries in one reply at most, whatever the client asks for: some two thousand, each of which costs a system
-/// call in the mapped modes, and others wait meanwhile. Clients ask until nothing comes.
+/// Bytes of entries in one reply at most, whatever the client asks for: some two thousand, each of which may cost a
+/// system call in the mapped modes, and others wait meanwhile. Clients ask until nothing comes.
 const LISTING: usize = 64 * 1024;
 
 /// Room for getdents64: its records are about as long as ours, and one of a name of 255 bytes must fit.
