@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::hint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use std::vec::Drain;
 
 use server::{How, Outcome, Scratch};
 
@@ -159,39 +158,42 @@ impl Worker {
         }
         for some in heads.chunks(AHEAD) {
             ahead.extend(some.iter().filter_map(|head| self.load(*head)));
-            let mut jobs = ahead.drain(..);
-            while !jobs.as_slice().is_empty() {
-                let alone = self.together(&mut jobs);
-                for job in jobs.by_ref().take(alone) {
-                    self.begin(job);
-                    self.flush_some();
-                }
+            if run::is_any(&ahead, LARGE) {
+                self.with_runs(&mut ahead);
+            }
+            for job in ahead.drain(..) {
+                self.begin(job);
+                self.flush_some();
             }
         }
         heads.clear();
         (self.heads, self.ahead) = (heads, ahead);
     }
 
+    #[inline]
     fn flush_some(&mut self) {
         if self.done.len() >= FLUSH {
             self.flush();
         }
     }
 
-    /// Answers what can be answered at once of a run of neighbours at the front of `jobs`; gives how many of the next
-    /// ones are to be worked on one by one.
-    #[inline]
-    fn together(&mut self, jobs: &mut Drain<'_, Box<Job>>) -> usize {
-        let length = run::length(jobs.as_slice(), LARGE);
-        if length < 2 {
-            return length;
+    /// Works on all of `ahead`, with what belongs together done at once as far as that goes.
+    #[inline(never)]
+    #[expect(clippy::vec_box, reason = "as `spare`")]
+    fn with_runs(&mut self, ahead: &mut Vec<Box<Job>>) {
+        let mut jobs = ahead.drain(..);
+        while !jobs.as_slice().is_empty() {
+            let length = run::length(jobs.as_slice(), LARGE);
+            let run = &jobs.as_slice()[..length];
+            let answered = run::answer(run, self.handler.as_ref(), &mut self.scratch, &mut self.done);
+            jobs.by_ref().take(answered).for_each(|job| self.reuse(job));
+            self.pool.check_wakes(&mut self.wakes);
+            self.flush_some();
+            for job in jobs.by_ref().take(length - answered) {
+                self.begin(job);
+                self.flush_some();
+            }
         }
-        let run = &jobs.as_slice()[..length];
-        let answered = run::answer(run, self.handler.as_ref(), &mut self.scratch, &mut self.done);
-        jobs.by_ref().take(answered).for_each(|job| self.reuse(job));
-        self.pool.check_wakes(&mut self.wakes);
-        self.flush_some();
-        length - answered
     }
 
     /// The request at `head`; a malformed one is completed.

@@ -9,22 +9,28 @@ use crate::job::Job;
 use crate::ring::Used;
 
 /// Most requests of a run.
-pub const MOST: usize = 8;
+pub const MOST: usize = 16;
 
-/// How many at the front of `jobs` belong together, each moving `most` bytes at the most: 1 for a request that is
-/// alone, 0 when there is none. Nearly free for what moves no payload.
+/// Whether `pair` are two requests of a run, each moving `most` bytes at the most. Nearly free for what moves nothing.
 #[inline]
-pub fn length(jobs: &[Box<Job>], most: usize) -> usize {
+fn belong(pair: &[Box<Job>], most: usize) -> bool {
     let moves = |job: &Job| (1..=most).contains(&job.bulk());
+    matches!(pair, [before, next] if moves(before) && moves(next) && adjoin(before.message(), next.message()))
+}
+
+/// Whether any of `jobs` belong together.
+#[inline]
+pub fn is_any(jobs: &[Box<Job>], most: usize) -> bool {
+    jobs.windows(2).any(|pair| belong(pair, most))
+}
+
+/// How many at the front of `jobs` belong together: 1 for a request that is alone, 0 when there is none.
+pub fn length(jobs: &[Box<Job>], most: usize) -> usize {
     let Some(first) = jobs.first() else { return 0 };
-    if !moves(first) {
-        return 1;
-    }
     let mut total = first.bulk();
     let follows = |pair: &&[Box<Job>]| {
-        let [before, next] = pair else { return false };
-        total = total.saturating_add(next.bulk());
-        moves(next) && total <= RUN_BYTES && adjoin(before.message(), next.message())
+        total = total.saturating_add(pair.last().map_or(0, |next| next.bulk()));
+        total <= RUN_BYTES && belong(pair, most)
     };
     1 + jobs.windows(2).take(MOST - 1).take_while(follows).count()
 }
@@ -37,6 +43,9 @@ pub fn answer(
     scratch: &mut Scratch,
     done: &mut Vec<Used>,
 ) -> usize {
+    if jobs.len() < 2 {
+        return 0;
+    }
     let mut run = [Neighbour::default(); MOST];
     for (place, job) in run.iter_mut().zip(jobs) {
         *place = job.neighbour();
@@ -72,6 +81,7 @@ mod tests {
     #[test]
     fn a_run_is_as_long_as_requests_adjoin() {
         assert_eq!(of(&[]), 0);
+        assert!(!is_any(&[], MOST_EACH));
         for kind in [116, 118] {
             assert_eq!(of(&adjoining(kind, 4096, 1)), 1);
             assert_eq!(of(&adjoining(kind, 4096, 3)), 3);
@@ -83,6 +93,9 @@ mod tests {
             assert_eq!(of(&jobs), 2);
             jobs.insert(0, job(0, 1));
             assert_eq!(of(&jobs), 1);
+            assert!(is_any(&jobs, MOST_EACH), "further on");
+            jobs.truncate(2);
+            assert!(!is_any(&jobs, MOST_EACH));
         }
     }
 

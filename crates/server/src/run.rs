@@ -92,6 +92,24 @@ impl Span {
         self.offset.checked_add(self.count.into())
     }
 
+    /// For the log. (A second caller of [`Tmessage::decode`] would keep the compiler from inlining it into the first,
+    /// and then every request pays for it.)
+    fn message(&self) -> Tmessage<'static> {
+        let &Span {
+            fid, offset, count, ..
+        } = self;
+        match self.kind {
+            TREAD => Tread { fid, offset, count }.into(),
+            _ => Twrite {
+                fid,
+                offset,
+                count,
+                data: b"",
+            }
+            .into(),
+        }
+    }
+
     fn alike(&self, other: &Span) -> bool {
         (self.kind, self.fid) == (other.kind, other.fid)
     }
@@ -226,11 +244,9 @@ fn answer(run: &mut [Neighbour<'_>], mut moved: usize) -> usize {
 
 fn trace(answered: &[Neighbour<'_>]) {
     for request in answered {
-        if let Ok((tag, message)) = Tmessage::decode(request.message) {
-            log::trace!(
-                "{tag} {message:?}: {:?} with its neighbours",
-                Outcome::Done(request.used)
-            );
+        if let Some(span) = Span::of(request.message) {
+            let (tag, message) = (span.tag, span.message());
+            log::trace!("{tag} {message:?}: {:?}, a run", Outcome::Done(request.used));
         }
     }
 }
