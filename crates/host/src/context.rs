@@ -117,6 +117,12 @@ impl Context {
         (identity::device(stat), stat.stx_ino) == self.root_key
     }
 
+    /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.
+    #[inline]
+    pub fn stat_without_birth(&self, object: &Object<'_>) -> io::Result<Statx> {
+        sys::attr::stat_without_birth(object.path)
+    }
+
     /// statx of the object: one system call.
     pub fn stat(&self, object: &Object<'_>) -> io::Result<Statx> {
         sys::attr::stat(object.path)

