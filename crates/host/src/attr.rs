@@ -44,6 +44,8 @@ pub struct Identity {
     /// When the object was made, which tells it from a later one with the same inode number; zero where the file
     /// system does not know.
     pub birth: Time,
+    /// Whether it is known to be on the shared directory's own mount, and not on one below.
+    pub at_home: bool,
     /// Unique over all devices in the share and stable across restarts; becomes `qid.path`.
     pub unique: u64,
     /// Changes whenever content changes, never 0; becomes `qid.version`.

@@ -29,6 +29,8 @@ pub struct Context {
     options: ShareOptions,
     devices: Devices,
     root_key: (u64, u64),
+    /// The root's mount, where the kernel tells.
+    root_mount: Option<u64>,
     caps: Caps,
     fsetid: bool,
     /// This process's user and group.
@@ -65,6 +67,7 @@ impl Context {
             proc,
             options,
             root_key,
+            root_mount: mount(&stat),
             caps,
             fsetid,
             own: sys::cred::fs_ids(),
@@ -117,6 +120,14 @@ impl Context {
         (identity::device(stat), stat.stx_ino) == self.root_key
     }
 
+    /// Whether the object of this record is on the shared directory's own mount and file system, as far as the
+    /// kernel tells.
+    pub fn is_at_home(&self, stat: &Statx) -> bool {
+        self.root_mount.is_some()
+            && mount(stat) == self.root_mount
+            && identity::device(stat) == self.root_key.0
+    }
+
     /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.
     #[inline]
     pub fn stat_without_birth(&self, object: &Object<'_>) -> io::Result<Statx> {
@@ -137,6 +148,7 @@ impl Context {
             dev,
             ino: stat.stx_ino,
             birth: time(&stat.stx_btime),
+            at_home: self.is_at_home(stat),
             unique: self.devices.unique(dev, stat.stx_ino, any)?,
             version: version(stat, self.devices.apart(dev)),
             host_type,
@@ -246,6 +258,11 @@ impl Context {
             let _ = sys::path::unlink(dir, name.as_c_str(), directory);
         }
     }
+}
+
+/// The mount that the object was reached by; `None` where the record does not say.
+fn mount(stat: &Statx) -> Option<u64> {
+    (stat.stx_mask & libc::STATX_MNT_ID != 0).then_some(stat.stx_mnt_id)
 }
 
 fn time(t: &libc::statx_timestamp) -> Time {

@@ -213,6 +213,9 @@ impl Session {
         let directory = m.flags & P9_DOTL_AT_REMOVEDIR != 0;
         self.share
             .unlink(dir.caller(NOGID), &dir.object(), &old, directory)?;
+        if directory {
+            self.with(|tables| tables.forget_name(dir.view.node, old.as_bytes()));
+        }
         Ok(Runlinkat)
     }
 }

@@ -9,6 +9,7 @@
 //! | `run` | reads or writes that adjoin, in one system call |
 //! | `table`, `nodes`, `locks` | the session's state: fids, the objects they stand for, byte ranges held |
 //! | `slab`, `bytes` | what state is kept in |
+//! | `dentries`, `descend` | which directory a name led to last, and walks that make use of it |
 //! | `capability` | what Linux asks before each write, remembered |
 //! | `pin`, `find` | state in use without the lock; descriptors given back and objects found again |
 //! | `reply`, `request`, `failure` | what comes in and goes out |
@@ -17,6 +18,8 @@ mod attach;
 mod attr;
 mod bytes;
 mod capability;
+mod dentries;
+mod descend;
 mod dir;
 mod failure;
 mod find;

@@ -287,6 +287,7 @@ mod tests {
             dev: 1,
             ino,
             birth: host::Time::default(),
+            at_home: true,
             unique: ino,
             version: 1,
             host_type: libc::S_IFREG,

@@ -361,6 +361,7 @@ mod tests {
             dev: 1,
             ino,
             birth: Time { sec: birth, nsec: 0 },
+            at_home: true,
             unique: ino,
             version: 1,
             host_type: libc::S_IFDIR,

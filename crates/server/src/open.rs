@@ -75,7 +75,7 @@ impl Session {
     /// write-back cache; and how many descriptors fids and nodes hold.
     fn pin_unopened(&self, fid: u32) -> Result<(Pin<'_>, bool, usize), Failure> {
         let (mut uncached, mut held) = (false, 0);
-        let pin = self.pin_if(fid, libc::ENOENT, |tables| {
+        let pin = self.pin_if(fid, libc::ENOENT, |tables, _| {
             (uncached, held) = (tables.uncached, tables.descriptors());
             Ok(())
         })?;

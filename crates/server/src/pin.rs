@@ -7,8 +7,10 @@ use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::sync::{MutexGuard, PoisonError};
 
 use host::{Caller, FileType, Object};
+use wire::MAXWELEM;
 
 use crate::failure::Failure;
+use crate::nodes::{Nodes, Same};
 use crate::session::Session;
 use crate::table::{Opened, State, Tables, View};
 
@@ -54,7 +56,7 @@ impl Session {
     /// is no such fid.
     #[inline(always)]
     pub(crate) fn pin(&self, number: u32, missing: i32) -> Result<Pin<'_>, Failure> {
-        self.pin_if(number, missing, |_| Ok(()))
+        self.pin_if(number, missing, |_, _| Ok(()))
     }
 
     /// As [`Session::pin`], after `check` has looked at the tables. Inlined for good: handed over in memory, the
@@ -64,11 +66,11 @@ impl Session {
         &self,
         number: u32,
         missing: i32,
-        check: impl FnOnce(&Tables) -> Result<(), Failure>,
+        check: impl FnOnce(&mut Tables, &View) -> Result<(), Failure>,
     ) -> Result<Pin<'_>, Failure> {
         let (view, epoch) = self.with(|tables| {
             let view = tables.pin(number).ok_or(Failure::new(missing))?;
-            if let Err(failure) = check(tables) {
+            if let Err(failure) = check(tables, &view) {
                 tables.unpin(&view);
                 return Err(failure);
             }
@@ -260,5 +262,72 @@ impl Drop for NodePin<'_> {
             let Tables { nodes, dead, .. } = tables;
             nodes.unpin(self.node, dead);
         });
+    }
+}
+
+/// Directories that a walk's first names led to lately, each in the one before; pinned.
+pub(crate) struct Trail<'s> {
+    session: &'s Session,
+    known: [Option<(u32, RawFd, Same)>; MAXWELEM],
+    count: usize,
+}
+
+impl<'s> Trail<'s> {
+    /// Nothing is known.
+    pub(crate) fn new(session: &'s Session) -> Trail<'s> {
+        Trail {
+            session,
+            known: [None; MAXWELEM],
+            count: 0,
+        }
+    }
+
+    /// One more, which has been pinned for this trail.
+    pub(crate) fn push(&mut self, node: u32, path: RawFd, same: Same) {
+        if let Some(place) = self.known.get_mut(self.count) {
+            *place = Some((node, path, same));
+            self.count += 1;
+        }
+    }
+
+    fn get(&self, index: usize) -> Option<(u32, RawFd, Same)> {
+        self.known.get(index).copied().flatten()
+    }
+
+    /// The descriptor of directory `index`.
+    pub(crate) fn path(&self, index: usize) -> Option<BorrowedFd<'_>> {
+        self.get(index).map(|(_, path, _)| borrow(path))
+    }
+
+    /// Which directory `index` is.
+    pub(crate) fn same(&self, index: usize) -> Option<Same> {
+        self.get(index).map(|(.., same)| same)
+    }
+
+    /// The nodes.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = u32> {
+        self.known.iter().map_while(|known| known.map(|(node, ..)| node))
+    }
+
+    /// Ends the pins.
+    pub(crate) fn end(&mut self, nodes: &mut Nodes, dead: &mut Vec<OwnedFd>) {
+        while let Some(last) = self.count.checked_sub(1) {
+            self.count = last;
+            if let Some((node, ..)) = self.known.get_mut(last).and_then(Option::take) {
+                nodes.unpin(node, dead);
+            }
+        }
+    }
+}
+
+impl Drop for Trail<'_> {
+    fn drop(&mut self) {
+        if self.count > 0 {
+            let session = self.session;
+            session.with(|tables| {
+                let Tables { nodes, dead, .. } = tables;
+                self.end(nodes, dead);
+            });
+        }
     }
 }

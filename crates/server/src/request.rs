@@ -1,6 +1,8 @@
 //! What passes between a device and the session.
 
-use host::IoVec;
+use std::os::fd::OwnedFd;
+
+use host::{Identity, IoVec};
 
 /// Longest T-message (without a Twrite's payload) that is copied and decoded; a longer one gets EMSGSIZE.
 /// The largest honest one is a Twalk of 16 names of 255 bytes: 4,129 bytes; Tsymlink 4,383 (name and PATH_MAX).
@@ -61,6 +63,8 @@ pub struct Scratch {
     pub bytes: Vec<u8>,
     /// A second one (getdents64).
     pub entries: Vec<u8>,
+    /// Directories that a walk is going through.
+    pub(crate) passed: Vec<(OwnedFd, Identity)>,
 }
 
 /// What the calling thread may do.

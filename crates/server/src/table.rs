@@ -5,11 +5,13 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-use host::FileType;
+use host::{FileType, Identity};
 
 use crate::capability::Capabilities;
+use crate::dentries::Dentries;
 use crate::failure::Failure;
 use crate::nodes::Nodes;
+use crate::pin::Trail;
 use crate::session::Limits;
 use crate::slab::{HashedSlab, Keyed, NONE, Slab, spread};
 
@@ -109,6 +111,7 @@ pub(crate) struct View {
 pub(crate) struct Tables {
     fids: HashedSlab<Fid>,
     pub(crate) nodes: Nodes,
+    dentries: Dentries,
     pub(crate) capabilities: Capabilities,
     xattrs: Slab<Xattr>,
     xattr_bytes: usize,
@@ -128,6 +131,7 @@ impl Tables {
         Tables {
             fids: HashedSlab::default(),
             nodes: Nodes::new(limits.max_fids.saturating_mul(2)),
+            dentries: Dentries::new(limits.fd_budget),
             capabilities: Capabilities::default(),
             xattrs: Slab::default(),
             xattr_bytes: 0,
@@ -206,6 +210,62 @@ impl Tables {
         fid.pins = fid.pins.saturating_sub(1);
         if fid.dead && fid.pins == 0 {
             self.free(view.fid);
+        }
+    }
+
+    /// Pins the directories that `names`, from the node `from` on, led to lately, and notes them in `trail`.
+    pub(crate) fn follow<'n>(
+        &mut self,
+        from: u32,
+        names: impl Iterator<Item = &'n [u8]>,
+        trail: &mut Trail<'_>,
+    ) {
+        let mut at = from;
+        for name in names {
+            let Some(node) = self.dentries.find(at, name) else {
+                return;
+            };
+            let Some((raw, same)) = self
+                .nodes
+                .get(node)
+                .and_then(|node| Some((node.raw()?, node.same)))
+            else {
+                return;
+            };
+            self.nodes.pin(node);
+            trail.push(node, raw, same);
+            at = node;
+        }
+    }
+
+    /// The node of what a walk found at the path `from`, with a reference of the caller's; later walks will know the
+    /// way, if it is a directory.
+    pub(crate) fn adopt_named(&mut self, fd: OwnedFd, id: &Identity, from: (u32, &[u8])) -> u32 {
+        let node = self.nodes.adopt(fd, id, Some(from), &mut self.dead);
+        let single = !from.1.contains(&b'/');
+        if single && id.at_home && id.file_type == FileType::Directory && id.host_type == libc::S_IFDIR {
+            self.nodes.retain(node);
+            if let Some(old) = self.dentries.put(from.0, from.1, node) {
+                self.nodes.release(old, &mut self.dead);
+            }
+        }
+        node
+    }
+
+    /// As [`Tables::adopt_named`] for a directory on a walk's way; `None`, and nothing is kept, for one that cannot be
+    /// told again by a look.
+    pub(crate) fn settle(&mut self, fd: OwnedFd, id: &Identity, from: (u32, &[u8])) -> Option<u32> {
+        if !id.at_home {
+            self.dead.push(fd);
+            return None;
+        }
+        Some(self.adopt_named(fd, id, from))
+    }
+
+    /// Forgets which directory `name` in the directory node `parent` led to: it is gone, and should not be held.
+    pub(crate) fn forget_name(&mut self, parent: u32, name: &[u8]) {
+        if let Some(node) = self.dentries.forget(parent, name) {
+            self.nodes.release(node, &mut self.dead);
         }
     }
 
@@ -436,6 +496,13 @@ impl Tables {
                 self.bury(at);
             }
         }
+        let Tables {
+            nodes,
+            dentries,
+            dead,
+            ..
+        } = self;
+        dentries.drain().for_each(|node| nodes.release(node, dead));
         self.epoch += 1;
         self.uncached = false;
         if self.fids.len() == 0 && self.nodes.len() == 0 {
@@ -458,6 +525,7 @@ mod tests {
             dev: 1,
             ino: 1,
             birth: Time::default(),
+            at_home: true,
             unique: 1,
             version: 1,
             host_type: libc::S_IFREG,

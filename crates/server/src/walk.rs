@@ -8,7 +8,7 @@ use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, 
 use crate::failure::Failure;
 use crate::lock::TakenOut;
 use crate::nodes::Same;
-use crate::pin::{NOGID, Pin};
+use crate::pin::{NOGID, Pin, Trail};
 use crate::reply::Reply;
 use crate::request::{How, Outcome, Scratch};
 use crate::session::Session;
@@ -109,6 +109,19 @@ impl Drop for Base<'_> {
     }
 }
 
+/// Whether all names lead down, and none to a directory's own place or its parent's. ENOENT when one is no name.
+fn only_down(m: &Twalk<'_>) -> Result<bool, Failure> {
+    let mut down = true;
+    for name in m.names {
+        match Name::check(name) {
+            Ok(_) | Err(NameError::TooLong) => {}
+            Err(NameError::Dot | NameError::DotDot) => down = false,
+            Err(NameError::Illegal) => return Err(Failure::new(libc::ENOENT)),
+        }
+    }
+    Ok(down)
+}
+
 impl Session {
     /// Goes down `names` from any fid but an xattr's; an open one is as good as any, Linux uses those too. All names
     /// are checked before the first step. Fewer qids than names when a later step fails, and then no new fid.
@@ -119,14 +132,22 @@ impl Session {
         scratch: &mut Scratch,
     ) -> Result<Outcome, Failure> {
         let same = m.newfid == m.fid;
-        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| match same {
-            true => Ok(()),
-            false => tables.vacant(m.newfid),
+        let down = only_down(m);
+        let mut trail = Trail::new(self);
+        let pin = self.pin_if(m.fid, libc::ENOENT, |tables, view| {
+            if !same {
+                tables.vacant(m.newfid)?;
+            }
+            if down == Ok(true) {
+                tables.follow(view.node, m.names.iter(), &mut trail);
+            }
+            Ok(())
         })?;
         pin.is_object()?;
         if same {
             pin.is_unopened()?;
         }
+        let down = down?;
         let mut qids = [Qid::default(); wire::MAXWELEM];
         let mut done = 0;
         if m.names.is_empty() {
@@ -137,12 +158,9 @@ impl Session {
                     tables.add(m.newfid, pin.view.uid, pin.view.node, pin.epoch())
                 })?;
             }
+        } else if down {
+            done = self.descend_from(m, &pin, &mut trail, scratch, &mut qids)?;
         } else {
-            for name in m.names {
-                if Name::check(name) == Err(NameError::Illegal) {
-                    return Err(Failure::new(libc::ENOENT));
-                }
-            }
             let mut progress = Progress {
                 here: None,
                 base: Some(Base::pinned(self, pin.view.node)),
@@ -307,6 +325,9 @@ impl Session {
         let directory = pin.file_type() == FileType::Directory;
         self.share
             .unlink(pin.caller(NOGID), &place.object(), &place.name, directory)?;
+        if directory && let Some(parent) = place.node() {
+            self.with(|tables| tables.forget_name(parent, place.name.as_bytes()));
+        }
         Ok(())
     }
 

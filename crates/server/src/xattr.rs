@@ -34,7 +34,7 @@ impl Session {
     /// Makes `newfid` one from which the value of an xattr is read, or the list of names when `name` is empty. The
     /// value is fetched here and now, in one call, so its size is exact whatever happens to it meanwhile.
     pub(crate) fn xattrwalk(&self, m: &Txattrwalk<'_>, scratch: &mut Scratch) -> Result<Rxattrwalk, Failure> {
-        let pin = self.pin_if(m.fid, libc::ENOENT, |tables| tables.vacant(m.newfid))?;
+        let pin = self.pin_if(m.fid, libc::ENOENT, |tables, _| tables.vacant(m.newfid))?;
         pin.is_object()?;
         let bytes = &mut scratch.bytes;
         let len = if m.name.is_empty() {

@@ -27,6 +27,20 @@ impl Share {
         self.run("walk", caller, dir, Some(name), || self.find(dir, name))
     }
 
+    /// Which directory `name` in `dir` is, told by a look at it and without opening it: what [`Share::lookup`] would
+    /// give, but `None` for what is no directory or not on the shared directory's own mount. The same errors.
+    pub fn look(&self, caller: Caller, dir: &Object<'_>, name: &Name) -> io::Result<Option<Identity>> {
+        self.run("walk", caller, dir, Some(name), || {
+            self.allowed(name)?;
+            let stat = sys::attr::stat_at(dir.path, name.as_c_str())?;
+            let directory = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+            if !directory || !self.context.is_at_home(&stat) {
+                return Ok(None);
+            }
+            self.context.identity(&stat, dir.path).map(Some)
+        })
+    }
+
     /// The parent of directory `dir` (`..` of a walk), the root for the root itself: never above the root.
     ///
     /// `..` is the only component the kernel's RESOLVE_BENEATH cannot guard here, because it starts at `dir`. A

@@ -21,6 +21,7 @@ mod xattr;
 
 mod failing;
 mod hang;
+mod known;
 mod many;
 mod run;
 mod threads;
