@@ -59,8 +59,12 @@ pub struct Identity {
 /// Attributes as the guest sees them (mode, ids and rdev already mapped).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attr {
-    /// Which object.
-    pub id: Identity,
+    /// As [`Identity::unique`].
+    pub unique: u64,
+    /// As [`Identity::version`].
+    pub version: u32,
+    /// As [`Identity::file_type`].
+    pub file_type: FileType,
     /// Full `st_mode`, type bits included.
     pub mode: u32,
     /// Owner, guest's number.

@@ -144,23 +144,34 @@ impl Context {
     pub fn identity(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Identity> {
         let dev = identity::device(stat);
         let host_type = u32::from(stat.stx_mode) & libc::S_IFMT;
+        let (unique, version) = self.unique(stat, any)?;
         Ok(Identity {
             dev,
             ino: stat.stx_ino,
             birth: time(&stat.stx_btime),
             at_home: self.is_at_home(stat),
-            unique: self.devices.unique(dev, stat.stx_ino, any)?,
-            version: version(stat, self.devices.apart(dev)),
+            unique,
+            version,
             host_type,
             file_type: FileType::from_mode(host_type),
         })
     }
 
+    /// [`Identity::unique`] and [`Identity::version`].
+    fn unique(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
+        let dev = identity::device(stat);
+        let unique = self.devices.unique(dev, stat.stx_ino, any)?;
+        Ok((unique, version(stat, self.devices.apart(dev))))
+    }
+
     /// The attributes of the object of this record as the host has them; `any` is a descriptor of it. A mode that
-    /// maps changes `mode`, `uid`, `gid`, `rdev` and `id.file_type`.
+    /// maps changes `mode`, `uid`, `gid`, `rdev` and `file_type`.
     pub fn attr(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Attr> {
+        let (unique, version) = self.unique(stat, any)?;
         Ok(Attr {
-            id: self.identity(stat, any)?,
+            unique,
+            version,
+            file_type: FileType::from_mode(stat.stx_mode.into()),
             mode: stat.stx_mode.into(),
             uid: stat.stx_uid,
             gid: stat.stx_gid,

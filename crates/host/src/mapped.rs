@@ -57,7 +57,7 @@ pub fn attr(context: &Context, stat: &Statx, any: BorrowedFd<'_>, kept: &Kept) -
     attr.uid = kept.uid.unwrap_or(attr.uid);
     attr.gid = kept.gid.unwrap_or(attr.gid);
     attr.rdev = kept.rdev.unwrap_or(attr.rdev);
-    attr.id.file_type = FileType::from_mode(attr.mode);
+    attr.file_type = FileType::from_mode(attr.mode);
     Ok(attr)
 }
 

@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use host::{Attr, SecurityModel};
-use mapped::{Held, OWNER, Tree, of_object};
+use mapped::{Held, OWNER, Tree, of_attr, of_object};
 use proptest::prelude::*;
 
 /// What the guest asked for.
@@ -282,7 +282,7 @@ fn run(model: SecurityModel, ops: &[Op]) {
         assert_eq!(got, expected, "{op:?}");
         let look = |path: &str| {
             let attr = tree.stat(path);
-            assert_eq!(of_object(tree.identify(path)), of_object(attr.id), "{path}");
+            assert_eq!(of_object(tree.identify(path)), of_attr(&attr), "{path}");
             assert_eq!(u32::from(tree.d_type(path)), attr.mode >> 12, "{path}");
             let target = tree.readlink(path).ok();
             assert_eq!(target.is_some(), attr.mode & libc::S_IFMT == libc::S_IFLNK);

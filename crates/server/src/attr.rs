@@ -10,7 +10,7 @@ use wire::{
 use crate::failure::Failure;
 use crate::pin::NOGID;
 use crate::session::Session;
-use crate::walk::qid;
+use crate::walk::qid_of;
 
 /// The largest `st_blksize` told: programs make their buffers this large, some of them (Python, cp) on every open.
 const BLKSIZE: u32 = 128 * 1024;
@@ -27,7 +27,7 @@ impl Session {
         let unit = 1 << unit.checked_ilog2().unwrap_or(0);
         Ok(Rgetattr {
             valid: P9_GETATTR_BASIC,
-            qid: qid(&attr.id),
+            qid: qid_of(attr.file_type, attr.version, attr.unique),
             mode: attr.mode,
             uid: attr.uid,
             gid: attr.gid,

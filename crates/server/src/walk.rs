@@ -16,16 +16,17 @@ use crate::table::{State, Tables};
 
 /// The qid of an object.
 pub(crate) fn qid(id: &Identity) -> Qid {
-    let kind = match id.file_type {
+    qid_of(id.file_type, id.version, id.unique)
+}
+
+/// The qid of what the guest sees as a `file_type`.
+pub(crate) fn qid_of(file_type: FileType, version: u32, path: u64) -> Qid {
+    let kind = match file_type {
         FileType::Directory => QTDIR,
         FileType::Symlink => QTSYMLINK,
         FileType::Regular | FileType::Special => QTFILE,
     };
-    Qid {
-        kind,
-        version: id.version,
-        path: id.unique,
-    }
+    Qid { kind, version, path }
 }
 
 /// One step of a walk.

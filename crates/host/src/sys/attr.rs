@@ -57,7 +57,6 @@ pub fn stat_without_birth(fd: BorrowedFd<'_>) -> Result<Statx> {
 /// The same as statx(2) has it.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[inline]
-#[expect(clippy::unnecessary_cast, reason = "these types differ between architectures")]
 fn widen(stat: &libc::stat) -> Statx {
     let time = |sec, nsec| {
         // SAFETY: a statx_timestamp of zeros is a valid one (it has padding).

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use host::mapped_file::MappedFile;
 use host::mapped_xattr::MappedXattr;
 use host::sys::{self, ProcFd, xattr::Target};
-use host::{Attr, Caller, Context, Identity, Name, Object, SecurityModel, ShareMode, ShareOptions};
+use host::{Attr, Caller, Context, FileType, Identity, Name, Object, SecurityModel, ShareMode, ShareOptions};
 
 /// Who creates in most tests.
 pub const OWNER: Caller = Caller { uid: 1000, gid: 100 };
@@ -262,9 +262,15 @@ pub fn seen(attr: &Attr) -> (u32, u32, u32) {
     (attr.mode, attr.uid, attr.gid)
 }
 
-/// All of an identity but the version: that of a file changed this very moment may be another one for every look.
-pub fn of_object(id: Identity) -> Identity {
-    Identity { version: 0, ..id }
+/// Which object and what the guest sees of an identity. Not the version: that of a file changed this very moment may be
+/// another one for every look.
+pub fn of_object(id: Identity) -> (u64, FileType) {
+    (id.unique, id.file_type)
+}
+
+/// The same of attributes.
+pub fn of_attr(attr: &Attr) -> (u64, FileType) {
+    (attr.unique, attr.file_type)
 }
 
 fn names(list: &[u8]) -> Vec<String> {
