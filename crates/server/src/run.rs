@@ -6,7 +6,6 @@
 //! the answer it would have got alone; moving the same bytes again changes nothing. All of a run was in flight at
 //! once, so a client cannot tell in which order its parts were done.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use host::IoVec;
@@ -123,9 +122,10 @@ impl Session {
         let Some(first) = run.first().and_then(|request| Span::of(request.message)) else {
             return 0;
         };
-        if self.share.may_hang() || self.msize.load(Ordering::Relaxed) == 0 {
+        if self.share.may_hang() {
             return 0;
         }
+        // Before Tversion there is no fid.
         let Ok(pin) = self.pin(first.fid, libc::EINVAL) else {
             return 0;
         };
@@ -247,6 +247,34 @@ fn trace(answered: &[Neighbour<'_>]) {
         if let Some(span) = Span::of(request.message) {
             let (tag, message) = (span.tag, span.message());
             log::trace!("{tag} {message:?}: {:?}, a run", Outcome::Done(request.used));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_shows_a_message_as_it_was_sent() {
+        let read = Tread {
+            fid: 1,
+            offset: 2,
+            count: 3,
+        };
+        let write = Twrite {
+            fid: 1,
+            offset: 2,
+            count: 0,
+            data: b"",
+        };
+        let mut frames = [[0; TWRITE_HEADER]; 2];
+        read.encode(7, &mut frames[0]).unwrap();
+        write.encode(7, &mut frames[1]).unwrap();
+        frames[1][19] = 3;
+        for frame in frames {
+            let span = Span::of(&frame).unwrap();
+            assert_eq!(Tmessage::decode(&frame), Ok((span.tag, span.message())));
         }
     }
 }

@@ -96,6 +96,9 @@ fn only_what_adjoins_is_a_run() {
     assert!(!adjoin(&read(1, u64::MAX, 1), &read(1, 0, 1)));
     assert!(!adjoin(&read(1, 5, 10)[..22], &read(1, 15, 1)));
     assert!(!adjoin(&read(1, 5, 10), &[]));
+    let mut untrue = write(1, 15, 1);
+    untrue[0] = 22;
+    assert!(!adjoin(&write(1, 5, 10), &untrue), "it ends before its count");
     let mut listing = [read(1, 5, 10), read(1, 15, 1)];
     listing.iter_mut().for_each(|message| message[4] = TREADDIR);
     assert!(!adjoin(&listing[0], &listing[1]));
@@ -131,6 +134,15 @@ fn what_is_not_plain_is_left_alone() {
         let mut cut = sent.clone();
         cut[bad].room = 10;
         assert_eq!(call(&f, &cut).len(), answered, "{bad}");
+    }
+    // Whoever hands over what is no run gets answered what is one.
+    for other in [
+        Sent::write(2, 1, 2001, 1000, vec![0; 1000]),
+        Sent::write(2, 1, 1000, 1000, vec![0; 1000]),
+        Sent::write(2, 2, 2000, 1000, vec![0; 1000]),
+        Sent::read(2, 1, 2000, 1000),
+    ] {
+        assert_eq!(call(&f, &[sent[0].clone(), sent[1].clone(), other]).len(), 2);
     }
     let mut small = reads(3, 1000);
     small[2].room = 1010;
