@@ -10,9 +10,10 @@ pub struct Time {
 }
 
 /// What kind of object the guest sees (a mapped mode may keep a device in a regular host file).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileType {
     /// `S_IFREG`
+    #[default]
     Regular,
     /// `S_IFDIR`
     Directory,
@@ -57,7 +58,7 @@ pub struct Identity {
 }
 
 /// Attributes as the guest sees them (mode, ids and rdev already mapped).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Attr {
     /// As [`Identity::unique`].
     pub unique: u64,

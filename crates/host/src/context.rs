@@ -16,7 +16,7 @@ use crate::name::Name;
 use crate::options::{MayHang, ShareOptions};
 use crate::remote::mounted_below;
 use crate::share::Object;
-use crate::sys::attr::Statx;
+use crate::sys::attr::{Record, Stat, Statx};
 use crate::sys::cred::{CAP_FSETID, Caps};
 use crate::sys::xattr::Target;
 use crate::sys::{self, ProcFd};
@@ -130,7 +130,7 @@ impl Context {
 
     /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.
     #[inline]
-    pub fn stat_without_birth(&self, object: &Object<'_>) -> io::Result<Statx> {
+    pub fn stat_without_birth(&self, object: &Object<'_>) -> io::Result<Stat> {
         sys::attr::stat_without_birth(object.path)
     }
 
@@ -158,32 +158,31 @@ impl Context {
     }
 
     /// [`Identity::unique`] and [`Identity::version`].
-    fn unique(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
-        let dev = identity::device(stat);
-        let unique = self.devices.unique(dev, stat.stx_ino, any)?;
+    #[inline]
+    fn unique(&self, stat: &impl Record, any: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
+        let dev = stat.dev();
+        let unique = self.devices.unique(dev, stat.ino(), any)?;
         Ok((unique, version(stat, self.devices.apart(dev))))
     }
 
-    /// The attributes of the object of this record as the host has them; `any` is a descriptor of it. A mode that
-    /// maps changes `mode`, `uid`, `gid`, `rdev` and `file_type`.
-    pub fn attr(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Attr> {
-        let (unique, version) = self.unique(stat, any)?;
-        Ok(Attr {
-            unique,
-            version,
-            file_type: FileType::from_mode(stat.stx_mode.into()),
-            mode: stat.stx_mode.into(),
-            uid: stat.stx_uid,
-            gid: stat.stx_gid,
-            nlink: stat.stx_nlink.into(),
-            rdev: libc::makedev(stat.stx_rdev_major, stat.stx_rdev_minor),
-            size: stat.stx_size,
-            blksize: stat.stx_blksize.into(),
-            blocks: stat.stx_blocks,
-            atime: time(&stat.stx_atime),
-            mtime: time(&stat.stx_mtime),
-            ctime: time(&stat.stx_ctime),
-        })
+    /// Puts into `attr` the attributes of the object of this record as the host has them; `any` is a descriptor of it. A
+    /// mode that maps changes `mode`, `uid`, `gid`, `rdev` and `file_type`.
+    #[inline]
+    pub fn attr(&self, stat: &impl Record, any: BorrowedFd<'_>, attr: &mut Attr) -> io::Result<()> {
+        (attr.unique, attr.version) = self.unique(stat, any)?;
+        attr.file_type = FileType::from_mode(stat.mode());
+        attr.mode = stat.mode();
+        attr.uid = stat.uid();
+        attr.gid = stat.gid();
+        attr.nlink = stat.nlink();
+        attr.rdev = stat.rdev();
+        attr.size = stat.size();
+        attr.blksize = stat.blksize();
+        attr.blocks = stat.blocks();
+        attr.atime = stat.atime();
+        attr.mtime = stat.mtime();
+        attr.ctime = stat.ctime();
+        Ok(())
     }
 
     /// An `O_PATH` descriptor of `name` in `dir`, of a symlink itself.

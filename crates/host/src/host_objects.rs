@@ -117,9 +117,9 @@ impl<R: OwnerRule> HostObjects<R> {
 }
 
 impl<R: OwnerRule> ShareMode for HostObjects<R> {
-    fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
+    fn stat(&self, object: &Object<'_>, attr: &mut Attr) -> io::Result<()> {
         let stat = self.context.stat_without_birth(object)?;
-        self.context.attr(&stat, object.path)
+        self.context.attr(&stat, object.path, attr)
     }
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {

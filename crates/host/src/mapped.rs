@@ -9,7 +9,7 @@ use crate::attr::{Attr, Caller, FileType, Identity};
 use crate::context::Context;
 use crate::name::Name;
 use crate::share::Object;
-use crate::sys::attr::Statx;
+use crate::sys::attr::{Record, Statx};
 use crate::sys::{self, error};
 use crate::virtfs::{Kept, some_id};
 
@@ -50,15 +50,21 @@ pub fn of_node(owner: Caller, mode: u32, rdev: u64) -> io::Result<Kept> {
     Ok(of_owner(owner, kind | (mode & 0o7777), Some(rdev)))
 }
 
-/// The guest's attributes of the object of this record.
-pub fn attr(context: &Context, stat: &Statx, any: BorrowedFd<'_>, kept: &Kept) -> io::Result<Attr> {
-    let mut attr = context.attr(stat, any)?;
+/// Puts the guest's attributes of the object of this record into `attr`.
+pub fn attr(
+    context: &Context,
+    stat: &impl Record,
+    any: BorrowedFd<'_>,
+    kept: &Kept,
+    attr: &mut Attr,
+) -> io::Result<()> {
+    context.attr(stat, any, attr)?;
     attr.mode = kept.guest_mode(attr.mode);
     attr.uid = kept.uid.unwrap_or(attr.uid);
     attr.gid = kept.gid.unwrap_or(attr.gid);
     attr.rdev = kept.rdev.unwrap_or(attr.rdev);
     attr.file_type = FileType::from_mode(attr.mode);
-    Ok(attr)
+    Ok(())
 }
 
 /// The guest's identity of the object of this record.

@@ -238,16 +238,16 @@ fn check_shown(name: &CStr) -> io::Result<()> {
 }
 
 impl ShareMode for MappedFile {
-    fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
+    fn stat(&self, object: &Object<'_>, attr: &mut Attr) -> io::Result<()> {
         let gone = self.look();
         let stat = self.context.stat(object)?;
         let kept = self.kept(&gone, object, &stat)?;
-        let mut attr = mapped::attr(&self.context, &stat, object.path, &kept)?;
+        mapped::attr(&self.context, &stat, object.path, &kept, attr)?;
         // Where file systems count sub-directories, the guest counts those that it sees.
         if is_directory(&stat) && stat.stx_nlink > 2 && has_directory(object.path) {
             attr.nlink -= 1;
         }
-        Ok(attr)
+        Ok(())
     }
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {

@@ -21,7 +21,7 @@ use crate::mapped;
 use crate::mode::ShareMode;
 use crate::name::Name;
 use crate::share::Object;
-use crate::sys::attr::Statx;
+use crate::sys::attr::Record;
 use crate::sys::xattr::Target;
 use crate::sys::{self, errno, error};
 use crate::types::Types;
@@ -167,8 +167,8 @@ impl MappedXattr {
     }
 
     /// `before` is a moment before `stat` was made.
-    fn kept(&self, object: &Object<'_>, before: Before, stat: &Statx) -> io::Result<Kept> {
-        if !can_keep(u32::from(stat.stx_mode) & libc::S_IFMT) {
+    fn kept(&self, object: &Object<'_>, before: Before, stat: &impl Record) -> io::Result<Kept> {
+        if !can_keep(stat.mode() & libc::S_IFMT) {
             return Ok(Kept::NOTHING);
         }
         if let Some(kept) = self.cache.as_ref().and_then(|cache| cache.get(stat)) {
@@ -251,11 +251,11 @@ impl MappedXattr {
 }
 
 impl ShareMode for MappedXattr {
-    fn stat(&self, object: &Object<'_>) -> io::Result<Attr> {
+    fn stat(&self, object: &Object<'_>, attr: &mut Attr) -> io::Result<()> {
         let before = Before::now();
         let stat = self.context.stat_without_birth(object)?;
         let kept = self.kept(object, before, &stat)?;
-        mapped::attr(&self.context, &stat, object.path, &kept)
+        mapped::attr(&self.context, &stat, object.path, &kept, attr)
     }
 
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {

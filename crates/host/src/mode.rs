@@ -11,8 +11,8 @@ use crate::types::Types;
 /// One share mode. Ids are HOST ids here: `Share` has translated them. Errors are OS errors
 /// (`io::Error::raw_os_error` is always present).
 pub trait ShareMode: Send + Sync {
-    /// The attributes the guest shall see.
-    fn stat(&self, object: &Object<'_>) -> io::Result<Attr>;
+    /// Puts the attributes the guest shall see into `attr`.
+    fn stat(&self, object: &Object<'_>, attr: &mut Attr) -> io::Result<()>;
     /// The object's identity only (a walk needs no more). `object.host_type` is 0 here when the object has just been
     /// found: the statx that this needs anyway tells the type.
     fn identify(&self, object: &Object<'_>) -> io::Result<Identity>;

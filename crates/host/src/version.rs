@@ -12,8 +12,9 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::attr::Time;
 use crate::identity::mix;
-use crate::sys::attr::Statx;
+use crate::sys::attr::Record;
 use crate::sys::clock;
 
 /// `XFS_SUPER_MAGIC` of linux/magic.h.
@@ -48,24 +49,26 @@ fn nanoseconds(sec: i64, nsec: u32) -> i64 {
 
 /// The version of the object of this record; never 0, which would tell a Linux client not to use its page cache.
 /// `apart` is what [`tells_changes_apart`] says of its file system. No system call.
-pub fn version(stat: &Statx, apart: bool) -> u32 {
+#[inline]
+pub fn version(stat: &impl Record, apart: bool) -> u32 {
     version_at(stat, apart, || {
         let tick = clock::tick();
         nanoseconds(tick.sec, tick.nsec)
     })
 }
 
-fn version_at(stat: &Statx, apart: bool, tick: impl FnOnce() -> i64) -> u32 {
-    let nsec = stat.stx_ctime.tv_nsec;
-    let time = nanoseconds(stat.stx_ctime.tv_sec, nsec);
-    let mut mixed = mix(time.cast_unsigned(), stat.stx_size);
+#[inline]
+fn version_at(stat: &impl Record, apart: bool, tick: impl FnOnce() -> i64) -> u32 {
+    let Time { sec, nsec } = stat.ctime();
+    let time = nanoseconds(sec, nsec);
+    let mut mixed = mix(time.cast_unsigned(), stat.size());
     // How long one ctime may be given: it may be rounded down to what the file system stores.
     let rounded = match nsec {
         0 => 2 * SECOND,
         _ if nsec.is_multiple_of(1_000_000) => SECOND / 10,
         _ => SECOND / 1000,
     };
-    let file = u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFREG;
+    let file = stat.mode() & libc::S_IFMT == libc::S_IFREG;
     if file && (!apart || nsec == 0) {
         // The clock is read after the object, so what is found over is over.
         let age = tick().wrapping_sub(time);
@@ -80,6 +83,7 @@ fn version_at(stat: &Statx, apart: bool, tick: impl FnOnce() -> i64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::attr::Statx;
     use std::collections::HashSet;
     use std::os::fd::AsFd;
 

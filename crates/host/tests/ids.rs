@@ -129,7 +129,11 @@ fn ids_without_counterpart_are_refused_and_shown_as_the_overflow_id() {
         }
         assert_eq!(std::fs::read_dir(&f.dir).unwrap().count(), 1);
         // Looking, opening and removing are the guest kernel's to allow.
-        assert!(f.share.stat(user(1000), &object.object()).is_ok());
+        assert!(
+            f.share
+                .stat(user(1000), &object.object(), &mut host::Attr::default())
+                .is_ok()
+        );
     }
 }
 

@@ -168,10 +168,7 @@ fn a_rename_moves_what_is_kept() {
     let held = tree.at("b/victim");
     tree.rename("b", "a/c").unwrap();
     assert_eq!(tree.seen("a/c"), (0o40755, 1000, 100));
-    assert_eq!(
-        seen(&tree.mode.stat(&held.object()).unwrap()),
-        (0o100644, 1000, 100)
-    );
+    assert_eq!(seen(&tree.of(&held.object())), (0o100644, 1000, 100));
     tree.mode.set_mode(&held.object(), 0o100600).unwrap();
     assert_eq!(tree.seen("a/c/victim").0, 0o100600);
 }
@@ -346,7 +343,7 @@ fn an_object_without_a_name_keeps_what_was_kept() {
     tree.rmdir("dir").unwrap();
     tree.create("victor", 0o600).unwrap();
     tree.rename("victor", "link").unwrap();
-    let stat = |held: &mapped::Held| seen(&tree.mode.stat(&held.object()).unwrap());
+    let stat = |held: &mapped::Held| seen(&tree.of(&held.object()));
     assert_eq!(stat(&file), (0o100640, 1000, 100));
     assert_eq!(stat(&dir), (0o42750, 1000, 100));
     assert_eq!(stat(&link), (0o120777, 1000, 100));
@@ -377,7 +374,7 @@ fn an_object_that_lost_one_of_its_names_shares_with_the_others() {
     tree.mode.set_mode(&held.object(), 0o100444).unwrap();
     assert_eq!(tree.seen("final"), (0o100444, 1000, 100));
     tree.chown("final", Some(7), None).unwrap();
-    assert_eq!(seen(&tree.mode.stat(&held.object()).unwrap()), (0o100444, 7, 100));
+    assert_eq!(seen(&tree.of(&held.object())), (0o100444, 7, 100));
     tree.mode
         .link(&held.object(), &tree.at("").object(), &name("third"))
         .unwrap();
@@ -399,16 +396,13 @@ fn names_are_found_whatever_happens_to_them() {
     // The host renames the shared directory itself, and leaves another one in its place.
     std::fs::rename(outer.path().join("share"), outer.path().join("share2")).unwrap();
     std::fs::create_dir(outer.path().join("share")).unwrap();
-    assert_eq!(
-        seen(&tree.mode.stat(&held.object()).unwrap()),
-        (0o100600, 1000, 100)
-    );
+    assert_eq!(seen(&tree.of(&held.object())), (0o100600, 1000, 100));
     tree.directory = outer.path().join("share2");
     tree.chmod("d/x (deleted)", 0o100640).unwrap();
     assert_eq!(tree.seen("d/x (deleted)").0, 0o100640);
     // An object that the host moves out of the share: the host's values, no failure.
     std::fs::rename(tree.host("d/x (deleted)"), outer.path().join("x")).unwrap();
-    let attr = tree.mode.stat(&held.object()).unwrap();
+    let attr = tree.of(&held.object());
     assert_eq!(attr.mode, 0o100600);
     tree.mode.set_mode(&held.object(), 0o100444).unwrap();
     assert!(!outer.path().join(".virtfs_metadata").exists());
@@ -426,7 +420,7 @@ fn paths_longer_than_the_kernel_shows_still_work() {
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let next = host::sys::path::open_beneath(at.object().path, name(&long).as_c_str(), flags, 0).unwrap();
         at.path = next;
-        let attr = tree.mode.stat(&at.object()).unwrap();
+        let attr = tree.of(&at.object());
         // Deeper than the kernel shows, the host's values show through; nothing fails.
         assert!(
             attr.mode == 0o40755 || depth > 15 && attr.mode == 0o40700,
@@ -468,7 +462,7 @@ fn a_new_object_does_not_inherit_from_one_with_its_inode_number() {
             file: None,
             host_type: libc::S_IFREG,
         };
-        let seen = tree.mode.stat(&held.object()).unwrap();
+        let seen = tree.of(&held.object());
         assert_eq!(seen.mode & libc::S_IFMT, libc::S_IFREG);
     }
     println!("{again} inode numbers were used again");
@@ -488,10 +482,7 @@ fn a_hosts_object_does_not_inherit_either() {
         again += u32::from(tree.host(&name).metadata().unwrap().ino() == gone);
         let held = tree.open(&name);
         std::fs::remove_file(tree.host(&name)).unwrap();
-        assert_eq!(
-            tree.mode.stat(&held.object()).unwrap().mode & libc::S_IFMT,
-            libc::S_IFREG
-        );
+        assert_eq!(tree.of(&held.object()).mode & libc::S_IFMT, libc::S_IFREG);
     }
     println!("{again} inode numbers were used again");
 }

@@ -296,7 +296,7 @@ fn run(model: SecurityModel, ops: &[Op]) {
         let found = all(&tree.directory, &look);
         assert_eq!(found, all(&shadow.root, &expect), "after {op:?}");
         for (held, ino) in held.iter().zip(shadow.held_inos()) {
-            let attr = tree.mode.stat(&held.object()).unwrap();
+            let attr = tree.of(&held.object());
             assert_eq!(asked(&attr), shadow.asked[&ino], "held, after {op:?}");
         }
         if model == SecurityModel::MappedFile {

@@ -1,6 +1,6 @@
 //! Tgetattr and Tsetattr.
 
-use host::{SetAttr, SetTime, Time};
+use host::{Attr, SetAttr, SetTime, Time};
 use wire::{
     P9_GETATTR_BASIC, P9_SETATTR_ATIME, P9_SETATTR_ATIME_SET, P9_SETATTR_CTIME, P9_SETATTR_GID,
     P9_SETATTR_MODE, P9_SETATTR_MTIME, P9_SETATTR_MTIME_SET, P9_SETATTR_SIZE, P9_SETATTR_UID, Rgetattr,
@@ -21,7 +21,8 @@ impl Session {
     pub(crate) fn getattr(&self, m: &Tgetattr) -> Result<Rgetattr, Failure> {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
-        let attr = self.share.stat(pin.caller(NOGID), &pin.object())?;
+        let mut attr = Attr::default();
+        self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
         // A power of two, as large as a message may be.
         let unit = self.iounit().min(BLKSIZE);
         let unit = 1 << unit.checked_ilog2().unwrap_or(0);

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
 
-use host::{Caller, Name, Object};
+use host::{Attr, Caller, Name, Object};
 
 use crate::failure::Failure;
 use crate::nodes::{Same, Start};
@@ -212,7 +212,9 @@ impl Session {
                 file: None,
                 host_type: id.host_type,
             };
-            if self.share.stat(caller, &object)?.nlink > 1 {
+            let mut attr = Attr::default();
+            self.share.stat(caller, &object, &mut attr)?;
+            if attr.nlink > 1 {
                 return Err(Failure::new(libc::EOPNOTSUPP));
             }
         }

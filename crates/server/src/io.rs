@@ -28,7 +28,7 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use host::IoVec;
+use host::{Attr, IoVec};
 use wire::{Rread, Rwrite, Tread, Twrite, encode_rread_header};
 
 use crate::failure::Failure;
@@ -247,7 +247,8 @@ impl Session {
         if pin.how().always || self.with(|tables| tables.uncached) {
             return Ok(true);
         }
-        let attr = self.share.stat(pin.caller(NOGID), &pin.object())?;
+        let mut attr = Attr::default();
+        self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
         Ok(attr.size == offset)
     }
 

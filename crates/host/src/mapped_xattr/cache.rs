@@ -8,8 +8,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::identity::device;
-use crate::sys::attr::Statx;
+use crate::attr::Time;
+use crate::sys::attr::Record;
 use crate::virtfs::Kept;
 
 const STRIPES: usize = 64;
@@ -71,20 +71,21 @@ impl Cache {
         }
     }
 
-    fn place(&self, stat: &Statx) -> Option<(Key, &Mutex<Vec<Slot>>, usize)> {
+    fn place(&self, stat: &impl Record) -> Option<(Key, &Mutex<Vec<Slot>>, usize)> {
+        let Time { sec, nsec } = stat.ctime();
         let key = Key {
-            ino: stat.stx_ino,
-            sec: stat.stx_ctime.tv_sec,
-            nsec: stat.stx_ctime.tv_nsec,
+            ino: stat.ino(),
+            sec,
+            nsec,
         };
         // Neighbouring inodes are looked at together, so the plain low bits spread best.
         let hash = key.ino as usize;
         let stripe = self.stripes.get(hash % STRIPES)?;
-        (device(stat) == self.dev && key.ino != 0).then_some((key, stripe, hash / STRIPES % SLOTS))
+        (stat.dev() == self.dev && key.ino != 0).then_some((key, stripe, hash / STRIPES % SLOTS))
     }
 
     /// What is known of the object of `stat`.
-    pub fn get(&self, stat: &Statx) -> Option<Kept> {
+    pub fn get(&self, stat: &impl Record) -> Option<Kept> {
         let (key, stripe, slot) = self.place(stat)?;
         let slots = stripe.lock().unwrap_or_else(PoisonError::into_inner);
         slots
@@ -94,7 +95,7 @@ impl Cache {
     }
 
     /// Remembers what was read of the object after `stat` was, which was after `before`.
-    pub fn put(&self, before: Before, stat: &Statx, kept: Kept) {
+    pub fn put(&self, before: Before, stat: &impl Record, kept: Kept) {
         let Some((key, stripe, slot)) = self.place(stat) else {
             return;
         };
@@ -118,6 +119,7 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::device;
     use std::os::fd::AsFd;
 
     fn kept(uid: u32) -> Kept {

@@ -154,7 +154,9 @@ impl Fixture {
     }
 
     pub fn attr(&self, node: &Node) -> Attr {
-        self.share.stat(ROOT, &node.object()).unwrap()
+        let mut attr = Attr::default();
+        self.share.stat(ROOT, &node.object(), &mut attr).unwrap();
+        attr
     }
 
     pub fn write(&self, node: &Node, offset: u64, bytes: &[u8]) -> io::Result<usize> {

@@ -165,10 +165,17 @@ impl Tree {
     }
 
     pub fn stat(&self, path: &str) -> Attr {
-        self.mode.stat(&self.at(path).object()).unwrap()
+        self.of(&self.at(path).object())
     }
 
     /// What a walk learns; it does not know the host's type yet.
+    /// An object's attributes.
+    pub fn of(&self, object: &Object<'_>) -> Attr {
+        let mut attr = Attr::default();
+        self.mode.stat(object, &mut attr).unwrap();
+        attr
+    }
+
     pub fn identify(&self, path: &str) -> Identity {
         let held = Held {
             host_type: 0,
