@@ -9,6 +9,7 @@ use wire::{
 
 use crate::failure::Failure;
 use crate::pin::NOGID;
+use crate::request::How;
 use crate::session::Session;
 use crate::walk::qid_of;
 
@@ -18,11 +19,22 @@ const BLKSIZE: u32 = 128 * 1024;
 impl Session {
     /// All of stat(2). Times of birth, generation and data version are not given, and their bits in `valid` say so:
     /// Linux asks for the generation with every stat, but does not need it.
-    pub(crate) fn getattr(&self, m: &Tgetattr) -> Result<Rgetattr, Failure> {
-        let pin = self.pin(m.fid, libc::ENOENT)?;
-        pin.is_object()?;
+    pub(crate) fn getattr(&self, m: &Tgetattr, how: How) -> Result<Rgetattr, Failure> {
         let mut attr = Attr::default();
-        self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
+        // What hangs is not asked on the queue thread, so that the lock is not held for long.
+        let quick = how == How::Inline && self.share.stats_in_one_call();
+        let at_once = match quick {
+            true => self.at_once(m.fid, |caller, object| self.share.stat(caller, object, &mut attr)),
+            false => None,
+        };
+        match at_once {
+            Some(result) => result?,
+            None => {
+                let pin = self.pin(m.fid, libc::ENOENT)?;
+                pin.is_object()?;
+                self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
+            }
+        }
         // A power of two, as large as a message may be.
         let unit = self.iounit().min(BLKSIZE);
         let unit = 1 << unit.checked_ilog2().unwrap_or(0);

@@ -87,6 +87,23 @@ impl Session {
         Ok(pin)
     }
 
+    /// Runs `work`, which is one short system call, on the object of the fid `number` with the session's lock held: one turn
+    /// of it in place of two, and no guard. `None` when `work` did not run: there is no such fid, it stands for no
+    /// object, or its object must be found again.
+    #[inline(always)]
+    pub(crate) fn at_once<R>(&self, number: u32, work: impl FnOnce(Caller, &Object<'_>) -> R) -> Option<R> {
+        self.with(|tables| {
+            let (path, host_type, uid) = tables.glance(number)?;
+            // No descriptor leaves a record while the lock is held.
+            let object = Object {
+                path: borrow(path),
+                file: None,
+                host_type,
+            };
+            Some(work(Caller { uid, gid: NOGID }, &object))
+        })
+    }
+
     /// As [`Session::pin`], but an evicted object is not looked for.
     pub(crate) fn pin_as_is(&self, number: u32, missing: i32) -> Result<Pin<'_>, Failure> {
         let (view, epoch) = self.with(|tables| {
@@ -120,8 +137,9 @@ impl Session {
 
 /// A descriptor in a record that stays pinned for `'a`.
 fn borrow<'a>(raw: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: only called by the guards below with descriptors of records that they have pinned. A pinned record
-    // gives up neither descriptor, and the guards hand the result out for no longer than they live.
+    // SAFETY: only called by the guards below with descriptors of records that they have pinned, and by `at_once` under
+    // the lock. A pinned record gives up neither descriptor, and without the lock none does; the guards hand the result
+    // out for no longer than they live, `at_once` for no longer than it holds the lock.
     unsafe { BorrowedFd::borrow_raw(raw) }
 }
 

@@ -150,7 +150,7 @@ impl Session {
             Tmessage::Rename(m) => reply.send(&self.rename(m)?),
             Tmessage::Renameat(m) => reply.send(&self.renameat(m)?),
             Tmessage::Unlinkat(m) => reply.send(&self.unlinkat(m)?),
-            Tmessage::Getattr(m) => reply.send(&self.getattr(m)?),
+            Tmessage::Getattr(m) => reply.send(&self.getattr(m, how)?),
             Tmessage::Setattr(m) => reply.send(&self.setattr(m)?),
             Tmessage::Xattrwalk(m) => reply.send(&self.xattrwalk(m, scratch)?),
             Tmessage::Xattrcreate(m) => reply.send(&self.xattrcreate(m)?),

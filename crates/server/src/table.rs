@@ -200,6 +200,20 @@ impl Tables {
         })
     }
 
+    /// The descriptor and host type of the object that the fid `number` stands for, and whose fid it is; without a pin, so
+    /// good until the lock is given back. `None` for a fid of no object, or when the object has no descriptor.
+    #[inline]
+    pub(crate) fn glance(&mut self, number: u32) -> Option<(RawFd, u32, u32)> {
+        let fid = self.fids.get(self.find(number)?)?;
+        if !matches!(fid.state, State::Walked | State::File | State::Dir) {
+            return None;
+        }
+        let (node, uid) = (fid.node, fid.uid);
+        self.nodes.touch(node);
+        let node = self.nodes.get(node)?;
+        Some((node.raw()?, node.host_type, uid))
+    }
+
     /// Ends [`Tables::pin`].
     #[inline]
     pub(crate) fn unpin(&mut self, view: &View) {

@@ -59,6 +59,8 @@ pub struct DirEntry<'a> {
 pub struct Share {
     context: Arc<Context>,
     mode: Box<dyn ShareMode>,
+    /// The mode maps nothing.
+    plain: bool,
     /// With `--check-access host`.
     credentials: Option<Credentials>,
     explainer: Explainer,
@@ -126,6 +128,7 @@ impl Share {
         };
         Ok(Share {
             mode,
+            plain: !mapped,
             credentials,
             explainer: Explainer::default(),
             read_ahead: ReadAhead::default(),

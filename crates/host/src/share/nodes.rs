@@ -98,6 +98,12 @@ impl Share {
         Ok(())
     }
 
+    /// Whether [`Share::stat`] is one system call whatever the object.
+    #[inline]
+    pub fn stats_in_one_call(&self) -> bool {
+        self.plain && self.credentials.is_none()
+    }
+
     /// `lookup` with the rights the thread has now.
     pub(super) fn find(&self, dir: &Object<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
         self.allowed(name)?;

@@ -32,7 +32,7 @@ pub(crate) enum Start {
 impl Nodes {
     /// Makes `number` the most recently used of those that may be evicted, if it is one.
     #[inline]
-    pub(super) fn touch(&mut self, number: u32) {
+    pub(crate) fn touch(&mut self, number: u32) {
         if self.newest != number && self.nodes.get(number).is_some_and(|node| node.listed) {
             self.unlink(number);
             self.link(number);
