@@ -258,6 +258,15 @@ pub fn prefetch_for_write(pieces: &[IoVec]) {
     }
 }
 
+/// Has the first line of the stream `pieces` brought to this processor, to be read soon: most messages are no longer.
+/// A hint, as above.
+#[inline]
+pub fn prefetch_front(pieces: &[IoVec]) {
+    if let Some(first) = pieces.first() {
+        prefetch_line(first.base());
+    }
+}
+
 /// Has the chains at `heads` brought to this processor, to be walked soon: their first descriptors, then the
 /// indirect tables that these refer to (a table of Linux's is one or two lines for a small request). What the guest
 /// writes there meanwhile is not looked at: [`walk`] reads and checks anew.

@@ -55,18 +55,26 @@ pub struct Job {
 }
 
 impl Job {
-    /// Reads the chain at `head` of `ring` into these buffers.
-    pub fn load(&mut self, ring: &RingView, head: u16) -> Result<(), Malformed> {
+    /// Walks the chain at `head` of `ring`, and has the message brought to this processor; [`Job::read`] comes next, and
+    /// best after the walks of other chains.
+    pub fn walk(&mut self, ring: &RingView, head: u16) -> Result<(), Malformed> {
         self.head = head;
         self.progress = 0;
         self.begun = false;
         self.waited = false;
         self.memory = None;
         chain::walk(ring, head, &mut self.readable, &mut self.writable).map_err(Malformed::Chain)?;
+        chain::prefetch_front(&self.readable);
         let readable = IoVec::total(&self.readable);
-        if readable < HEADER {
-            return Err(Malformed::Short(readable));
+        match readable < HEADER {
+            true => Err(Malformed::Short(readable)),
+            false => Ok(()),
         }
+    }
+
+    /// Copies the message out of the guest's memory.
+    pub fn read(&mut self) {
+        let readable = IoVec::total(&self.readable);
         let mut message = std::mem::take(&mut self.message);
         message.resize(readable.min(FRONT), 0);
         chain::copy(&self.readable, 0, &mut message);
@@ -82,8 +90,10 @@ impl Job {
         }
         self.message = message;
         self.cut(len);
-        self.bulk = moves(&self.message).min(readable - len + IoVec::total(&self.writable));
-        Ok(())
+        self.bulk = match moves(&self.message) {
+            0 => 0,
+            most => most.min(readable.saturating_sub(len) + IoVec::total(&self.writable)),
+        };
     }
 
     /// Lets `payload` begin `skip` bytes into the readable stream.
@@ -267,7 +277,8 @@ pub(crate) mod tests {
             ],
         );
         let mut job = Job::default();
-        job.load(&ring, 0).unwrap();
+        job.walk(&ring, 0).unwrap();
+        job.read();
         assert_eq!((job.message.len(), job.tag()), (23, 9));
         let payload: Vec<_> = job.readable[job.payload..].iter().map(IoVec::len).collect();
         assert_eq!(payload, [13, 4987]);
@@ -284,7 +295,8 @@ pub(crate) mod tests {
                 .unwrap();
             chain(&mapped, &[(0x5000, 24, false), (0x6000, 160, true)]);
             let mut job = Job::default();
-            job.load(&ring, 0).unwrap();
+            job.walk(&ring, 0).unwrap();
+            job.read();
             assert_eq!(job.message.len(), copied);
         }
     }
@@ -299,7 +311,8 @@ pub(crate) mod tests {
             mapped.write_slice(&message, GuestAddress(0x5000)).unwrap();
             chain(&mapped, &[(0x5000, 23, false), (0x6000, 4096, true)]);
             let mut job = Job::default();
-            job.load(&ring, 0).unwrap();
+            job.walk(&ring, 0).unwrap();
+            job.read();
             assert_eq!(job.bulk(), bulk);
         }
     }
@@ -308,8 +321,8 @@ pub(crate) mod tests {
     fn less_than_a_header_is_no_message() {
         let (ring, mapped) = ring();
         chain(&mapped, &[(0x5000, 6, false), (0x6000, 160, true)]);
-        assert_eq!(Job::default().load(&ring, 0), Err(Malformed::Short(6)));
+        assert_eq!(Job::default().walk(&ring, 0), Err(Malformed::Short(6)));
         chain(&mapped, &[(0x6000, 160, true)]);
-        assert_eq!(Job::default().load(&ring, 0), Err(Malformed::Short(0)));
+        assert_eq!(Job::default().walk(&ring, 0), Err(Malformed::Short(0)));
     }
 }

@@ -158,6 +158,7 @@ impl Worker {
         }
         for some in heads.chunks(AHEAD) {
             ahead.extend(some.iter().filter_map(|head| self.load(*head)));
+            ahead.iter_mut().for_each(|job| job.read());
             if run::is_any(&ahead, LARGE) {
                 self.with_runs(&mut ahead);
             }
@@ -196,11 +197,11 @@ impl Worker {
         }
     }
 
-    /// The request at `head`; a malformed one is completed.
+    /// The request at `head`, its message not yet read; a malformed one is completed.
     fn load(&mut self, head: u16) -> Option<Box<Job>> {
         let mut job = self.spare.pop().or_else(|| self.pool.spare()).unwrap_or_default();
         let loaded = match self.cache.get() {
-            Some(view) => job.load(view, head),
+            Some(view) => job.walk(view, head),
             None => Err(Malformed::Short(0)),
         };
         match loaded {
