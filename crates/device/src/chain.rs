@@ -61,6 +61,20 @@ struct Descriptor {
     next: u16,
 }
 
+/// The two words at `at`, wherever that is. Apart: inlined, it has the compiler put the words of aligned descriptors
+/// together from bytes too.
+///
+/// # Safety
+/// 16 bytes at `at` must be mapped.
+#[cold]
+#[inline(never)]
+unsafe fn read_unaligned(at: *const u8) -> (u64, u64) {
+    let bytes = at.cast::<[u8; 8]>();
+    // SAFETY: the caller vouches for the bytes; an array of bytes needs no alignment.
+    let (low, high) = unsafe { (bytes.read_volatile(), bytes.add(1).read_volatile()) };
+    (u64::from_ne_bytes(low), u64::from_ne_bytes(high))
+}
+
 /// Reads the descriptor at `at`.
 ///
 /// # Safety
@@ -74,10 +88,8 @@ unsafe fn read_descriptor(at: *const u8) -> Descriptor {
         // SAFETY: the caller vouches for the bytes, and they are aligned.
         unsafe { (words.read_volatile(), words.add(1).read_volatile()) }
     } else {
-        let bytes = at.cast::<[u8; 8]>();
-        // SAFETY: as above; an array of bytes needs no alignment.
-        let (low, high) = unsafe { (bytes.read_volatile(), bytes.add(1).read_volatile()) };
-        (u64::from_ne_bytes(low), u64::from_ne_bytes(high))
+        // SAFETY: as above.
+        unsafe { read_unaligned(at) }
     };
     let (low, high) = (u64::from_le(low), u64::from_le(high));
     Descriptor {

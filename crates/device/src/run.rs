@@ -11,11 +11,11 @@ use crate::ring::Used;
 /// Most requests of a run.
 pub const MOST: usize = 16;
 
-/// Whether `pair` are two requests of a run, each moving `most` bytes at the most. Nearly free for what moves nothing.
+/// Whether `pair` are two requests of a run, each moving `most` bytes at the most.
 #[inline]
 fn belong(pair: &[Box<Job>], most: usize) -> bool {
-    let moves = |job: &Job| (1..=most).contains(&job.bulk());
-    matches!(pair, [before, next] if moves(before) && moves(next) && adjoin(before.message(), next.message()))
+    let small = |job: &Job| job.bulk() <= most;
+    matches!(pair, [before, next] if small(before) && small(next) && adjoin(before.message(), next.message()))
 }
 
 /// Whether any of `jobs` belong together.

@@ -35,10 +35,16 @@ impl Session {
                 self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
             }
         }
+        Ok(self.rgetattr(&attr))
+    }
+
+    /// The answer to a Tgetattr.
+    #[inline]
+    pub(crate) fn rgetattr(&self, attr: &Attr) -> Rgetattr {
         // A power of two, as large as a message may be.
         let unit = self.iounit().min(BLKSIZE);
         let unit = 1 << unit.checked_ilog2().unwrap_or(0);
-        Ok(Rgetattr {
+        Rgetattr {
             valid: P9_GETATTR_BASIC,
             qid: qid_of(attr.file_type, attr.version, attr.unique),
             mode: attr.mode,
@@ -56,7 +62,7 @@ impl Session {
             ctime_sec: attr.ctime.sec.cast_unsigned(),
             ctime_nsec: attr.ctime.nsec.into(),
             ..Rgetattr::default()
-        })
+        }
     }
 
     /// Changes attributes, through the open descriptor when there is one. EINVAL for nanoseconds that are none.

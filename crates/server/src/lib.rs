@@ -25,6 +25,7 @@ mod failure;
 mod find;
 mod flush;
 mod fsync;
+mod getattrs;
 mod io;
 mod link;
 mod lock;

@@ -12,7 +12,7 @@ use wire::MAXWELEM;
 use crate::failure::Failure;
 use crate::nodes::{Nodes, Same};
 use crate::session::Session;
-use crate::table::{Opened, State, Tables, View};
+use crate::table::{Glance, Opened, State, Tables, View};
 
 /// gid of messages that create nothing.
 pub(crate) const NOGID: u32 = u32::MAX;
@@ -93,14 +93,23 @@ impl Session {
     #[inline(always)]
     pub(crate) fn at_once<R>(&self, number: u32, work: impl FnOnce(Caller, &Object<'_>) -> R) -> Option<R> {
         self.with(|tables| {
-            let (path, host_type, uid) = tables.glance(number)?;
-            // No descriptor leaves a record while the lock is held.
-            let object = Object {
-                path: borrow(path),
-                file: None,
-                host_type,
-            };
-            Some(work(Caller { uid, gid: NOGID }, &object))
+            let glance = tables.glance(number)?;
+            Some(work(glance.caller(), &glance.object()))
+        })
+    }
+
+    /// As [`Session::at_once`] for each of `fids`, until there is none to work on or `work` gives false; gives how often
+    /// it gave true.
+    #[inline]
+    pub(crate) fn each_at_once(
+        &self,
+        fids: impl Iterator<Item = u32>,
+        mut work: impl FnMut(Caller, &Object<'_>) -> bool,
+    ) -> usize {
+        self.with(|tables| {
+            fids.map_while(|number| tables.glance(number))
+                .take_while(|&glance| work(glance.caller(), &glance.object()))
+                .count()
         })
     }
 
@@ -137,10 +146,28 @@ impl Session {
 
 /// A descriptor in a record that stays pinned for `'a`.
 fn borrow<'a>(raw: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: only called by the guards below with descriptors of records that they have pinned, and by `at_once` under
-    // the lock. A pinned record gives up neither descriptor, and without the lock none does; the guards hand the result
-    // out for no longer than they live, `at_once` for no longer than it holds the lock.
+    // SAFETY: only called by the guards below with descriptors of records that they have pinned, and for a `Glance` under
+    // the lock that it was made under. A pinned record gives up neither descriptor, and no record does while the lock is
+    // held; the guards hand the result out for no longer than they live, `at_once` for no longer than it holds the lock.
     unsafe { BorrowedFd::borrow_raw(raw) }
+}
+
+impl Glance {
+    fn caller(&self) -> Caller {
+        Caller {
+            uid: self.uid,
+            gid: NOGID,
+        }
+    }
+
+    /// Only while the lock is held that this was made under.
+    fn object(&self) -> Object<'_> {
+        Object {
+            path: borrow(self.path),
+            file: None,
+            host_type: self.host_type,
+        }
+    }
 }
 
 /// A fid in use by a request.

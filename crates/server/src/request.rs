@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use host::{Identity, IoVec};
+use host::{Attr, Identity, IoVec};
 
 /// Longest T-message (without a Twrite's payload) that is copied and decoded; a longer one gets EMSGSIZE.
 /// The largest honest one is a Twalk of 16 names of 255 bytes: 4,129 bytes; Tsymlink 4,383 (name and PATH_MAX).
@@ -63,6 +63,8 @@ pub struct Scratch {
     pub bytes: Vec<u8>,
     /// A second one (getdents64).
     pub entries: Vec<u8>,
+    /// Attributes of the objects of several requests.
+    pub(crate) attrs: Vec<Attr>,
     /// Directories that a walk is going through.
     pub(crate) passed: Vec<(OwnedFd, Identity)>,
 }

@@ -1,5 +1,6 @@
 //! Treads or Twrites of one fid that are in flight at once, each beginning where the one before ends: a run, moved by
-//! one system call. A client that keeps many small transfers of one file in flight sends nothing else.
+//! one system call. A client that keeps many small transfers of one file in flight sends nothing else. (Tgetattrs are a
+//! run, too: see `getattrs`.)
 //!
 //! Only the plain case is done here. What a transfer does not cover whole — the end of the file, a limit, an error,
 //! what is not in the page cache — and everything unusual is left to `io`, request by request, so that each gets
@@ -9,8 +10,9 @@
 use std::time::Instant;
 
 use host::IoVec;
-use wire::{Header, Message, Rread, Rwrite, TREAD, TWRITE, Tmessage, Tread, Twrite};
+use wire::{Header, Message, Rread, Rwrite, TGETATTR, TREAD, TWRITE, Tmessage, Tread, Twrite};
 
+use crate::getattrs;
 use crate::io::{PIECES, SLICE, SLOW, TIMED, send_read};
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
@@ -37,9 +39,13 @@ pub struct Neighbour<'a> {
     pub used: u32,
 }
 
-/// Whether `next` is a Tread or Twrite that begins where `before`, another of the same kind and fid, ends.
+/// Whether `next` is a Tread or Twrite that begins where `before`, another of the same kind and fid, ends; or both are
+/// Tgetattrs.
 #[inline]
 pub fn adjoin(before: &[u8], next: &[u8]) -> bool {
+    if matches!((before.get(4), next.get(4)), (Some(&TGETATTR), Some(&TGETATTR))) {
+        return true;
+    }
     match (Span::of(before), Span::of(next)) {
         (Some(before), Some(next)) => before.end() == Some(next.offset) && before.alike(&next),
         _ => false,
@@ -119,12 +125,16 @@ impl Session {
     /// their used lengths. The others have not been answered, and are for [`Session::handle`], in their order. None
     /// are when the run is not a plain one.
     pub fn handle_run(&self, run: &mut [Neighbour<'_>], scratch: &mut Scratch) -> usize {
-        let Some(first) = run.first().and_then(|request| Span::of(request.message)) else {
-            return 0;
-        };
         if self.share.may_hang() {
             return 0;
         }
+        let front = run.first().map(|request| request.message);
+        if front.and_then(getattrs::decode).is_some() {
+            return self.getattrs(run, scratch);
+        }
+        let Some(first) = front.and_then(Span::of) else {
+            return 0;
+        };
         // Before Tversion there is no fid.
         let Ok(pin) = self.pin(first.fid, libc::EINVAL) else {
             return 0;

@@ -7,6 +7,7 @@ use host::{Name, NameError, Share};
 use wire::{DecodeErrorKind, Header, Tmessage};
 
 use crate::failure::Failure;
+use crate::getattrs::RGETATTR_LEN;
 use crate::locks::Locks;
 use crate::reply::Reply;
 use crate::request::{How, MESSAGE_MAX, Outcome, Request, Scratch};
@@ -177,7 +178,7 @@ impl Session {
             Tmessage::Walk(m) => 9 + 13 * m.names.len(),
             Tmessage::Attach(_) | Tmessage::Mkdir(_) | Tmessage::Mknod(_) | Tmessage::Symlink(_) => 20,
             Tmessage::Lopen(_) | Tmessage::Lcreate(_) => 24,
-            Tmessage::Getattr(_) => 160,
+            Tmessage::Getattr(_) => RGETATTR_LEN,
             Tmessage::Statfs(_) => 67,
             Tmessage::Xattrwalk(_) => 15,
             _ => 11,

@@ -106,6 +106,14 @@ pub(crate) struct View {
     pub(crate) locks: bool,
 }
 
+/// A fid's object without a pin: good until the lock is given back.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Glance {
+    pub(crate) path: RawFd,
+    pub(crate) host_type: u32,
+    pub(crate) uid: u32,
+}
+
 /// All of a session's state.
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -200,10 +208,10 @@ impl Tables {
         })
     }
 
-    /// The descriptor and host type of the object that the fid `number` stands for, and whose fid it is; without a pin, so
-    /// good until the lock is given back. `None` for a fid of no object, or when the object has no descriptor.
+    /// What is to be known of the fid `number` to look at its object. `None` for a fid of no object, or when the object has
+    /// no descriptor.
     #[inline]
-    pub(crate) fn glance(&mut self, number: u32) -> Option<(RawFd, u32, u32)> {
+    pub(crate) fn glance(&mut self, number: u32) -> Option<Glance> {
         let fid = self.fids.get(self.find(number)?)?;
         if !matches!(fid.state, State::Walked | State::File | State::Dir) {
             return None;
@@ -211,7 +219,11 @@ impl Tables {
         let (node, uid) = (fid.node, fid.uid);
         self.nodes.touch(node);
         let node = self.nodes.get(node)?;
-        Some((node.raw()?, node.host_type, uid))
+        Some(Glance {
+            path: node.raw()?,
+            host_type: node.host_type,
+            uid,
+        })
     }
 
     /// Ends [`Tables::pin`].

@@ -206,8 +206,11 @@ fn the_usual_requests(model: SecurityModel) {
             data,
         })
     });
+    let getattrs: [Vec<u8>; 8] = std::array::from_fn(|_| frame(&Tgetattr { fid: 1, mask: 0x7ff }));
+    let mapped = !matches!(model, SecurityModel::Passthrough | SecurityModel::Squash);
+    let runs = if mapped { 2 } else { 3 };
     for round in 0..3 {
-        for run in [&reads, &writes] {
+        for run in &[&reads, &writes, &getattrs][..runs] {
             let before = CALLS.get();
             caller.call_run(run);
             assert!(round == 0 || CALLS.get() == before, "a run of type {}", run[0][4]);

@@ -3,7 +3,7 @@
 use std::io::Result;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use super::{error, retry, retry_fd};
+use super::{errno, error, retry, retry_fd};
 
 /// The longest handle the kernel gives, bytes (`MAX_HANDLE_SZ`).
 pub const MAX: usize = 128;
@@ -56,6 +56,9 @@ pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<Made> {
     })
 }
 
+/// How often a handle is tried again before lack of memory is believed.
+const ATTEMPTS: u32 = 100;
+
 /// open_by_handle_at(2); `mount` is any open (not `O_PATH`) descriptor on the file system. Needs
 /// CAP_DAC_READ_SEARCH. ESTALE when the object is gone.
 pub fn open(mount: BorrowedFd<'_>, kind: i32, data: &[u8], flags: i32) -> Result<OwnedFd> {
@@ -69,13 +72,73 @@ pub fn open(mount: BorrowedFd<'_>, kind: i32, data: &[u8], flags: i32) -> Result
         .get_mut(..data.len())
         .ok_or_else(|| error(libc::EINVAL))?
         .copy_from_slice(data);
-    // SAFETY: `handle` has the kernel's layout and lives over the call.
-    retry_fd(|| unsafe {
-        libc::syscall(
-            libc::SYS_open_by_handle_at,
-            mount.as_raw_fd(),
-            &raw mut handle,
-            flags | libc::O_CLOEXEC,
-        )
-    })
+    let mut attempt = 0;
+    loop {
+        // SAFETY: `handle` has the kernel's layout and lives over the call.
+        let opened = retry_fd(|| unsafe {
+            libc::syscall(
+                libc::SYS_open_by_handle_at,
+                mount.as_raw_fd(),
+                &raw mut handle,
+                flags | libc::O_CLOEXEC,
+            )
+        });
+        // ext4 says ENOMEM as long as another object is being made with the inode number of one that is gone
+        // (`iget_locked` of an inode that is I_CREATING).
+        match opened {
+            Err(e) if errno(&e) == libc::ENOMEM && attempt < ATTEMPTS => std::thread::yield_now(),
+            other => return other,
+        }
+        attempt += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// Whatever becomes of an inode number meanwhile.
+    #[test]
+    fn what_is_gone_is_stale() {
+        let temp = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dir = std::fs::File::open(temp.path()).unwrap();
+        let path = temp.path().join("gone");
+        let end = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "c"] {
+                let (path, end) = (temp.path().join(name), &end);
+                scope.spawn(move || {
+                    while !end.load(Ordering::Relaxed) {
+                        std::fs::write(&path, "").unwrap();
+                        std::fs::remove_file(&path).unwrap();
+                    }
+                });
+            }
+            let mut seen = std::collections::BTreeMap::new();
+            for _ in 0..300 {
+                std::fs::write(&path, "").unwrap();
+                let file = std::fs::File::open(&path).unwrap();
+                let mut buf = [0; MAX];
+                let Ok(made) = encode(file.as_fd(), &mut buf) else {
+                    println!("left out: no handles here");
+                    break;
+                };
+                drop(file);
+                std::fs::remove_file(&path).unwrap();
+                for _ in 0..50 {
+                    let opened = open(dir.as_fd(), made.kind, &buf[..made.len], libc::O_PATH);
+                    let errno = super::super::errno(&opened.unwrap_err());
+                    *seen.entry(errno).or_insert(0) += 1;
+                }
+            }
+            end.store(true, Ordering::Relaxed);
+            assert!(
+                seen.keys()
+                    .all(|errno| [libc::ESTALE, libc::EPERM].contains(errno)),
+                "{seen:?}"
+            );
+        });
+    }
 }

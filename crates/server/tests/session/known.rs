@@ -61,18 +61,18 @@ fn what_the_host_puts_in_a_known_directorys_place_is_found() {
 #[test]
 fn a_known_directory_that_the_guest_removes_is_given_up() {
     all(|mut f| {
-        let before = descriptors();
+        let before = f.session.usage().descriptors;
         std::fs::create_dir_all(f.path("a/b")).unwrap();
         for _ in 0..2 {
             f.client.walk_all(0, 1, &["a", "b"]).unwrap();
             f.client.clunk(1).unwrap();
         }
-        assert_eq!(descriptors(), before + 2, "both are known");
+        assert_eq!(f.session.usage().descriptors, before + 2, "both are known");
         f.client.walk_all(0, 1, &["a"]).unwrap();
         f.client.unlinkat(1, "b", 0x200).unwrap();
         assert_eq!(f.client.walk(1, 2, &["b"]), Err(Errno::ENOENT));
         f.client.remove(1).unwrap();
-        assert_eq!(descriptors(), before);
+        assert_eq!(f.session.usage().descriptors, before);
         assert_eq!(f.session.usage().nodes, 1);
     });
 }

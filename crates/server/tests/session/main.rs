@@ -9,6 +9,7 @@ mod capability;
 mod dir;
 mod flush;
 mod fsync;
+mod getattrs;
 mod io;
 mod link;
 mod listing;

@@ -34,6 +34,14 @@ impl Sent {
         }
     }
 
+    pub fn getattr(tag: u16, fid: u32) -> Sent {
+        Sent {
+            message: frame(&Tgetattr { fid, mask: 0x3fff }, tag),
+            payload: Vec::new(),
+            room: 160,
+        }
+    }
+
     /// `count` is more than there is when `payload` is shorter.
     pub fn write(tag: u16, fid: u32, offset: u64, count: u32, payload: Vec<u8>) -> Sent {
         let mut message = frame(
