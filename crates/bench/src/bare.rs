@@ -159,13 +159,13 @@ impl Bare {
                 check(unsafe { libc::unlinkat(self.scratch.as_raw_fd(), c"bare".as_ptr(), 0) }.into())?;
             }
             Act::Readdir => self.list()?,
-            Act::Read(count) => {
+            Act::Read(count) | Act::ReadApart(count) => {
                 read(&self.big, payload, count as usize, *offset)?;
-                *offset = next(*offset, count);
+                *offset = next(*offset, act.distance(count), count);
             }
-            Act::Write(count) => {
+            Act::Write(count) | Act::WriteApart(count) => {
                 write(&self.target, payload, count as usize, *offset)?;
-                *offset = next(*offset, count);
+                *offset = next(*offset, act.distance(count), count);
             }
         }
         Ok(())
@@ -237,7 +237,7 @@ impl Bare {
     }
 }
 
-fn next(offset: u64, count: u32) -> u64 {
-    let next = offset + u64::from(count);
-    if next + u64::from(count) > BIG { 0 } else { next }
+/// As the lanes' own offsets go on: beyond the end, at the beginning, and where places do not adjoin at other ones.
+fn next(offset: u64, distance: u64, count: u32) -> u64 {
+    (offset + distance) % (BIG - BIG % u64::from(count))
 }

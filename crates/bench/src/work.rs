@@ -29,10 +29,24 @@ pub enum Act {
     Create,
     /// List a directory of [`ENTRIES`] entries.
     Readdir,
-    /// Read so many bytes at changing offsets.
+    /// Read so many bytes, one lane behind the other in the file.
     Read(u32),
-    /// Write so many bytes at changing offsets.
+    /// Write so many bytes, in the same way.
     Write(u32),
+    /// Read so many bytes at places that do not adjoin.
+    ReadApart(u32),
+    /// Write so many bytes at places that do not adjoin.
+    WriteApart(u32),
+}
+
+impl Act {
+    /// Bytes from the place of one transfer to that of the next lane, for one of `count` bytes.
+    pub fn distance(&self, count: u32) -> u64 {
+        match self {
+            Act::ReadApart(_) | Act::WriteApart(_) => 3 * u64::from(count),
+            _ => count.into(),
+        }
+    }
 }
 
 /// How it is driven.
@@ -73,7 +87,10 @@ impl Work {
 
     /// Whether the share mode and the file system matter more than the data.
     pub fn is_metadata(&self) -> bool {
-        let small = !matches!(self.act, Act::Null | Act::Read(_) | Act::Write(_));
+        let small = !matches!(
+            self.act,
+            Act::Null | Act::Read(_) | Act::Write(_) | Act::ReadApart(_) | Act::WriteApart(_)
+        );
         small && !matches!(self.drive, Drive::Beside(..))
     }
 
@@ -116,10 +133,12 @@ pub fn all() -> Vec<Work> {
         throughput("readdir of 1000 entries", Act::Readdir, 1),
         throughput("read 4 KiB, 1 in flight", Act::Read(4096), 1),
         throughput("read 4 KiB, 32 in flight", Act::Read(4096), 32),
+        throughput("read 4 KiB apart, 32 in flight", Act::ReadApart(4096), 32),
         throughput("read 512 KiB, 1 in flight", Act::Read(READ), 1),
         throughput("read 512 KiB, 8 in flight", Act::Read(READ), 8),
         throughput("write 4 KiB, 1 in flight", Act::Write(4096), 1),
         throughput("write 4 KiB, 32 in flight", Act::Write(4096), 32),
+        throughput("write 4 KiB apart, 32 in flight", Act::WriteApart(4096), 32),
         throughput("write 508 KiB, 1 in flight", Act::Write(WRITE), 1),
         Work {
             name: "getattr beside four 512 KiB reads",

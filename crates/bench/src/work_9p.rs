@@ -130,10 +130,10 @@ fn lane(
     let step = |bytes: u32| {
         let rotate = Rotate {
             at: OFFSET_AT,
-            step: u64::from(bytes) * lanes,
+            step: act.distance(bytes) * lanes,
             limit: BIG - BIG % u64::from(bytes),
         };
-        (rotate, u64::from(bytes) * u64::from(lane))
+        (rotate, act.distance(bytes) * u64::from(lane))
     };
     let read = |fid: u32, count: u32| {
         let head = frame(
@@ -215,11 +215,11 @@ fn lane(
             ]
         }
         Act::Readdir => listing(ring, memory, tag)?,
-        Act::Read(count) => {
+        Act::Read(count) | Act::ReadApart(count) => {
             let (rotate, start) = step(count);
             vec![read(BIG_FILE, count).rotating(rotate, start)]
         }
-        Act::Write(count) => {
+        Act::Write(count) | Act::WriteApart(count) => {
             let (rotate, start) = step(count);
             vec![write(TARGET, count).rotating(rotate, start)]
         }

@@ -95,10 +95,10 @@ fn lane(
     let step = |bytes: u32| {
         let rotate = Rotate {
             at: OFFSET_AT,
-            step: u64::from(bytes) * lanes,
+            step: act.distance(bytes) * lanes,
             limit: BIG - BIG % u64::from(bytes),
         };
-        (rotate, u64::from(bytes) * lane)
+        (rotate, act.distance(bytes) * lane)
     };
     let read = |(node, handle), count: u32| {
         let expect = Expect::FuseExactly(fuse::OUT_HEADER as u32 + count);
@@ -164,11 +164,11 @@ fn lane(
             ]
         }
         Act::Readdir => listing(ring, memory, mounted.many)?,
-        Act::Read(count) => {
+        Act::Read(count) | Act::ReadApart(count) => {
             let (rotate, start) = step(count);
             vec![read(mounted.big, count).rotating(rotate, start)]
         }
-        Act::Write(count) => {
+        Act::Write(count) | Act::WriteApart(count) => {
             let (rotate, start) = step(count);
             vec![write(mounted.target, count).rotating(rotate, start)]
         }

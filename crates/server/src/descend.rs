@@ -116,11 +116,19 @@ impl Session {
         let caller = pin.caller(NOGID);
         if *met == done
             && let Some(same) = trail.same(done)
-            && let Some(id) = self.share.look(caller, &from, &name)?
-            && Same::of(&id) == same
         {
-            *met += 1;
-            return Ok(qid(&id));
+            let looked = self.share.look(caller, &from, &name);
+            if let Ok(Some(id)) = looked
+                && Same::of(&id) == same
+            {
+                *met += 1;
+                return Ok(qid(&id));
+            }
+            // It is gone, or something else has its name.
+            let parent = met.checked_sub(1).and_then(|last| trail.nodes().nth(last));
+            let parent = parent.unwrap_or(pin.view.node);
+            self.with(|tables| tables.forget_name(parent, name.as_bytes()));
+            looked?;
         }
         let there = self.share.lookup(caller, &from, &name)?;
         let qid = qid(&there.1);

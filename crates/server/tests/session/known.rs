@@ -77,6 +77,29 @@ fn a_known_directory_that_the_guest_removes_is_given_up() {
     });
 }
 
+/// Nothing is held of what the host has removed, once a walk has noticed.
+#[test]
+fn a_known_directory_that_the_host_removes_is_given_up() {
+    all(|mut f| {
+        let before = f.session.usage().descriptors;
+        for what in ["nothing", "a file"] {
+            std::fs::create_dir(f.path("a")).unwrap();
+            f.client.walk_all(0, 1, &["a"]).unwrap();
+            f.client.clunk(1).unwrap();
+            assert_eq!(f.session.usage().descriptors, before + 1);
+            std::fs::remove_dir(f.path("a")).unwrap();
+            if what == "nothing" {
+                assert_eq!(f.client.walk(0, 1, &["a"]), Err(Errno::ENOENT));
+            } else {
+                f.write("a", "");
+                f.client.walk_all(0, 1, &["a"]).unwrap();
+                f.client.clunk(1).unwrap();
+            }
+            assert_eq!(f.session.usage().descriptors, before, "{what}");
+        }
+    });
+}
+
 /// Bits of a small generator; the same in every run.
 struct Dice(u64);
 
