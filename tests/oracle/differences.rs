@@ -83,6 +83,15 @@ pub const RULES: &[Rule] = &[
         }),
     },
     Rule {
+        name: "Tremove of a fid of an xattr",
+        reason: "QEMU tries to remove the file, and sets the xattr when it gives the fid back, whatever came of that; an \
+                 illegal state is an error, and Tclunk is what sets an xattr",
+        allow: Allow::Leave(|context| match context.step {
+            Step::Remove { fid } => context.world.fids.get(fid).is_some_and(|fid| fid.xattr),
+            _ => false,
+        }),
+    },
+    Rule {
         name: "a newfid in use is said first",
         reason: "of two errors QEMU reports the file's, we the client's, before the host is asked",
         allow: Allow::Answers(|context, theirs, ours| match context.step {
