@@ -128,6 +128,7 @@ impl Devices {
 
     /// The number of inode `ino` on device `dev`; `any` is a descriptor on that file system. ENODEV for another
     /// device than the root's under [`MultiDevs::Forbid`].
+    #[inline]
     pub fn unique(&self, dev: u64, ino: u64, any: BorrowedFd<'_>) -> io::Result<u64> {
         if dev == self.root {
             return Ok(number(0, ino));

@@ -470,6 +470,10 @@ impl ShareMode for MappedFile {
         Ok(())
     }
 
+    fn reserves_names(&self) -> bool {
+        true
+    }
+
     fn reserved(&self, name: &[u8]) -> Option<i32> {
         metadata::reserved(name).then_some(libc::EINVAL)
     }

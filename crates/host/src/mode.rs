@@ -58,6 +58,10 @@ pub trait ShareMode: Send + Sync {
     fn remove_xattr(&self, object: &Object<'_>, name: &std::ffi::CStr) -> io::Result<()>;
     /// The names the guest may see, NUL-terminated one after another, as listxattr(2).
     fn list_xattr(&self, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()>;
+    /// Whether there are names that the guest may never see: [`ShareMode::reserved`] says which.
+    fn reserves_names(&self) -> bool {
+        false
+    }
     /// Whether the guest may never see or name this (mapped-file's metadata): the errno, if so.
     fn reserved(&self, _name: &[u8]) -> Option<i32> {
         None

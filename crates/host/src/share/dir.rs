@@ -90,6 +90,7 @@ impl Share {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
         sys::io::seek(file, cookie)?;
+        let reserves = self.mode.reserves_names();
         let mut looked = None;
         let mut shown = false;
         loop {
@@ -125,14 +126,16 @@ impl Share {
             let mut rest = &buf[..len];
             while let Some((entry, after)) = sys::io::entry(rest) {
                 rest = after;
-                let hidden = |name: &[u8]| self.mode.reserved(name).is_some();
+                // Neither is asked of the mode for each entry where the answer is known.
+                let hidden = |name: &[u8]| reserves && self.mode.reserved(name).is_some();
                 if hidden(entry.name) {
                     continue;
                 }
                 // What is hidden behind an entry is passed over with it, so that the listing goes on where the
                 // directory's position is already.
                 let mut next = entry.next;
-                while let Some((behind, after)) = sys::io::entry(rest)
+                while reserves
+                    && let Some((behind, after)) = sys::io::entry(rest)
                     && hidden(behind.name)
                 {
                     (next, rest) = (behind.next, after);
@@ -142,7 +145,10 @@ impl Share {
                     .ok()
                     .filter(|&next| next > 0)
                     .ok_or_else(|| sys::error(libc::EOVERFLOW))?;
-                let ask = || self.mode.entry_type(dir, entry.name, entry.kind);
+                let ask = || match self.plain {
+                    true => Ok(entry.kind),
+                    false => self.mode.entry_type(dir, entry.name, entry.kind),
+                };
                 let d_type = match &mut types {
                     Some(types) => types.of(entry.ino, entry.kind, ask),
                     None => ask().unwrap_or_else(|for_now| for_now),

@@ -104,6 +104,7 @@ pub struct RawEntry<'a> {
 }
 
 /// The first record in `bytes` and the bytes after it; `None` when `bytes` is empty or makes no sense.
+#[inline]
 pub fn entry(bytes: &[u8]) -> Option<(RawEntry<'_>, &[u8])> {
     // struct linux_dirent64: u64 d_ino, s64 d_off, u16 d_reclen, u8 d_type, name with NUL.
     let (head, _) = bytes.split_first_chunk::<19>()?;
