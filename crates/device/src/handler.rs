@@ -6,8 +6,8 @@ use server::{How, Neighbour, Outcome, Request, Scratch, Session};
 pub trait Handler: Send + Sync {
     /// Answers one request, or says what it needs; see [`Outcome`].
     fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome;
-    /// Answers requests at the front of `run`, each of which begins where the one before ends, all at once; gives how
-    /// many. The others, often all, are for [`Handler::handle`].
+    /// Answers requests at the front of `run`, of which each belongs to the one before ([`server::run::adjoin`]), all at
+    /// once; gives how many. The others, often all, are for [`Handler::handle`].
     fn handle_run(&self, run: &mut [Neighbour<'_>], scratch: &mut Scratch) -> usize {
         let _ = (run, scratch);
         0

@@ -10,7 +10,7 @@
 //! - A symlink or device appears as a regular file and gets its type microseconds later. Who makes it in this
 //!   process says so ([`Types::making`]), but it may be another server of the same directory.
 //!
-//! Whoever rewrites the xattr of an object by hand is seen as soon as its directory changes, and after [`LASTS`] in
+//! Whoever rewrites the xattr of an object by hand is seen as soon as its directory changes, and after a minute in
 //! any case.
 
 use std::sync::atomic::{AtomicU64, Ordering};
