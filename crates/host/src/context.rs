@@ -9,9 +9,9 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use crate::attr::{Attr, Caller, FileType, Identity, Time};
+use crate::attr::{Attr, Caller, FileType, Identity};
 use crate::creds;
-use crate::identity::{self, Devices};
+use crate::identity::Devices;
 use crate::name::Name;
 use crate::options::{MayHang, ShareOptions};
 use crate::remote::mounted_below;
@@ -49,7 +49,7 @@ impl Context {
         if caps != before {
             caps.apply()?;
         }
-        let root_key = (identity::device(&stat), stat.stx_ino);
+        let root_key = (stat.dev(), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
         // Of this thread: "self" is the process's first one, and each may see other mounts.
@@ -117,15 +117,13 @@ impl Context {
 
     /// Whether the object of this record is the shared directory itself.
     pub fn is_root(&self, stat: &Statx) -> bool {
-        (identity::device(stat), stat.stx_ino) == self.root_key
+        (stat.dev(), stat.stx_ino) == self.root_key
     }
 
     /// Whether the object of this record is on the shared directory's own mount and file system, as far as the
     /// kernel tells.
     pub fn is_at_home(&self, stat: &Statx) -> bool {
-        self.root_mount.is_some()
-            && mount(stat) == self.root_mount
-            && identity::device(stat) == self.root_key.0
+        self.root_mount.is_some() && mount(stat) == self.root_mount && stat.dev() == self.root_key.0
     }
 
     /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.
@@ -142,13 +140,13 @@ impl Context {
     /// The identity of the object of this record as the host has it; `any` is a descriptor of it. No system call,
     /// but one when a file system is seen for the first time. A mode that maps types changes `file_type`.
     pub fn identity(&self, stat: &Statx, any: BorrowedFd<'_>) -> io::Result<Identity> {
-        let dev = identity::device(stat);
+        let dev = stat.dev();
         let host_type = u32::from(stat.stx_mode) & libc::S_IFMT;
         let (unique, version) = self.unique(stat, any)?;
         Ok(Identity {
             dev,
             ino: stat.stx_ino,
-            birth: time(&stat.stx_btime),
+            birth: sys::attr::time(&stat.stx_btime),
             at_home: self.is_at_home(stat),
             unique,
             version,
@@ -261,7 +259,7 @@ impl Context {
         let same = || -> io::Result<bool> {
             let made = sys::attr::stat(created)?;
             let there = sys::attr::stat_at(dir, name.as_c_str())?;
-            Ok(made.stx_ino == there.stx_ino && identity::device(&made) == identity::device(&there))
+            Ok(made.stx_ino == there.stx_ino && made.dev() == there.dev())
         };
         if matches!(same(), Ok(true)) {
             // Nothing better can be done about a failure: the caller reports the first error.
@@ -273,11 +271,4 @@ impl Context {
 /// The mount that the object was reached by; `None` where the record does not say.
 fn mount(stat: &Statx) -> Option<u64> {
     (stat.stx_mask & libc::STATX_MNT_ID != 0).then_some(stat.stx_mnt_id)
-}
-
-fn time(t: &libc::statx_timestamp) -> Time {
-    Time {
-        sec: t.tv_sec,
-        nsec: t.tv_nsec,
-    }
 }

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use crate::options::MultiDevs;
 use crate::remote::is_remote;
 use crate::sys;
-use crate::sys::attr::Statx;
 use crate::version::tells_changes_apart;
 
 const INO_BITS: u32 = 48;
@@ -42,11 +41,6 @@ pub struct Devices {
     /// (device number, tag and [`APART`]), valid below `count`.
     known: Box<[(AtomicU64, AtomicU64)]>,
     adding: Mutex<()>,
-}
-
-/// The device number of a statx record, as `makedev` makes it.
-pub fn device(stat: &Statx) -> u64 {
-    libc::makedev(stat.stx_dev_major, stat.stx_dev_minor)
 }
 
 /// A good mix of two numbers (the finalizer of MurmurHash3, twice), the same on every host and in every release.

@@ -16,7 +16,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::acl;
 use crate::attr::{Attr, Caller, Identity};
 use crate::context::Context;
-use crate::identity::device;
 use crate::mapped;
 use crate::mode::ShareMode;
 use crate::name::Name;
@@ -155,7 +154,7 @@ impl MappedXattr {
         let stamped = || {
             let kind = sys::attr::statfs(context.root()).ok()?.f_type;
             let stat = sys::attr::stat(context.root()).ok()?;
-            stamps_changes(kind).then(|| device(&stat))
+            stamps_changes(kind).then(|| stat.dev())
         };
         let stamped = stamped();
         Ok(MappedXattr {
@@ -456,11 +455,7 @@ mod tests {
         let options = ShareOptions::new(dir.path(), SecurityModel::MappedXattr);
         let context = Arc::new(Context::new(root, proc, options).unwrap());
         let mode = MappedXattr::new(context.clone()).unwrap();
-        let root = Object {
-            path: context.root(),
-            file: None,
-            host_type: libc::S_IFDIR,
-        };
+        let root = Object::by_path(context.root(), libc::S_IFDIR);
         let mut stat = sys::attr::stat(root.path).unwrap();
         let mut asks_again = |old: i64, make: &dyn Fn(&Name)| {
             stat.stx_ctime.tv_sec = old;

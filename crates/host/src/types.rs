@@ -16,9 +16,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::identity::{device, mix};
-use crate::sys::attr::Statx;
-use crate::sys::clock;
+use crate::identity::mix;
+use crate::sys::attr::{Record, Statx};
+use crate::sys::clock::{self, SECOND};
 
 const STRIPES: usize = 64;
 const SLOTS: usize = 16;
@@ -26,7 +26,6 @@ const SLOTS: usize = 16;
 /// How many entries of another type than the host's a place has room for; what follows the last of them is asked for.
 const FEW: usize = 64;
 
-const SECOND: i64 = 1_000_000_000;
 /// A directory that changed so little ago is not remembered; nanoseconds.
 const YOUNG: i64 = SECOND;
 /// The same where no fraction of a second is stored: that clock ticks once in one or two seconds.
@@ -52,7 +51,7 @@ struct Key {
 impl Key {
     fn new(stat: &Statx, cookie: u64) -> Key {
         Key {
-            dev: device(stat),
+            dev: stat.dev(),
             ino: stat.stx_ino,
             sec: stat.stx_ctime.tv_sec,
             nsec: stat.stx_ctime.tv_nsec,
@@ -120,8 +119,7 @@ impl Types {
 
     /// Begins a listing at `cookie`, before any entry is read.
     pub fn begin(&self, cookie: u64) -> Asked<'_> {
-        let now = clock::tick();
-        self.begin_at(cookie, now.sec.wrapping_mul(SECOND).wrapping_add(now.nsec.into()))
+        self.begin_at(cookie, clock::nanoseconds(clock::tick()))
     }
 
     fn begin_at(&self, cookie: u64, now: i64) -> Asked<'_> {
@@ -289,7 +287,7 @@ mod tests {
     }
 
     fn types(stat: &Statx) -> Types {
-        Types::new(Some(device(stat)))
+        Types::new(Some(stat.dev()))
     }
 
     /// Inode number, the host's type, the answer.
@@ -492,7 +490,7 @@ mod tests {
             link(1 << 60),
             link(u64::MAX),
         ] {
-            let types = Types::new(Some(device(&stat)));
+            let types = Types::new(Some(stat.dev()));
             let entries = [file(1), link(2), unlasting, file(3)];
             assert_eq!(list(&types, &stat, &entries), [1, 2, unlasting.0, 3]);
             assert_eq!(list(&types, &stat, &entries), [unlasting.0, 3]);

@@ -12,15 +12,12 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::attr::Time;
 use crate::identity::mix;
 use crate::sys::attr::Record;
-use crate::sys::clock;
+use crate::sys::clock::{self, SECOND};
 
 /// `XFS_SUPER_MAGIC` of linux/magic.h.
 const XFS_MAGIC: libc::c_long = 0x5846_5342;
-
-const SECOND: i64 = 1_000_000_000;
 
 /// What a ctime ahead of the clock's last tick may be: file systems of both kinds share the clock, and the finer one's
 /// time is never gone back behind.
@@ -43,24 +40,17 @@ pub fn tells_changes_apart(f_type: libc::c_long) -> bool {
     stamps_changes(f_type) && clock::kernel() >= (6, 13)
 }
 
-fn nanoseconds(sec: i64, nsec: u32) -> i64 {
-    sec.wrapping_mul(SECOND).wrapping_add(nsec.into())
-}
-
 /// The version of the object of this record; never 0, which would tell a Linux client not to use its page cache.
 /// `apart` is what [`tells_changes_apart`] says of its file system. No system call.
 #[inline]
 pub fn version(stat: &impl Record, apart: bool) -> u32 {
-    version_at(stat, apart, || {
-        let tick = clock::tick();
-        nanoseconds(tick.sec, tick.nsec)
-    })
+    version_at(stat, apart, || clock::nanoseconds(clock::tick()))
 }
 
 #[inline]
 fn version_at(stat: &impl Record, apart: bool, tick: impl FnOnce() -> i64) -> u32 {
-    let Time { sec, nsec } = stat.ctime();
-    let time = nanoseconds(sec, nsec);
+    let ctime = stat.ctime();
+    let (time, nsec) = (clock::nanoseconds(ctime), ctime.nsec);
     let mut mixed = mix(time.cast_unsigned(), stat.size());
     // How long one ctime may be given: it may be rounded down to what the file system stores.
     let rounded = match nsec {
@@ -125,7 +115,7 @@ mod tests {
 
     /// Whether the file keeps its version at a time so many nanoseconds after its ctime.
     fn keeps(stat: &Statx, apart: bool, after: i64) -> bool {
-        let tick = || nanoseconds(stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) + after;
+        let tick = || clock::nanoseconds(stat.ctime()) + after;
         let seen: HashSet<u32> = (0..100).map(|_| version_at(stat, apart, tick)).collect();
         seen.len() < 10
     }

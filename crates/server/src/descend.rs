@@ -15,7 +15,7 @@ use crate::pin::{NOGID, Pin, Trail};
 use crate::request::Scratch;
 use crate::session::Session;
 use crate::table::Tables;
-use crate::walk::qid;
+use crate::walk::{qid, seat, steps};
 
 /// How far a walk has come.
 struct Progress<'s, 't> {
@@ -60,15 +60,9 @@ impl Session {
         path: &mut Vec<u8>,
         qids: &mut [Qid],
     ) -> Result<usize, Failure> {
-        let mut done = 0;
-        for (name, place) in m.names.iter().zip(qids) {
-            match self.step_down(pin, &mut progress, done, name) {
-                Ok(qid) => *place = qid,
-                Err(failure) if done == 0 || failure.is_exhaustion() => return Err(failure),
-                Err(_) => break,
-            }
-            done += 1;
-        }
+        let done = steps(m, qids, |done, name| {
+            self.step_down(pin, &mut progress, done, name)
+        })?;
         if done == m.names.len() {
             self.arrive_below(m, pin, progress, path)?;
         }
@@ -90,22 +84,8 @@ impl Session {
         } = progress;
         let known = met.checked_sub(1).and_then(|last| trail.path(last));
         let (from, file_type) = match (&*here, known) {
-            (Some((fd, id)), _) => {
-                let object = Object {
-                    path: fd.as_fd(),
-                    file: None,
-                    host_type: id.host_type,
-                };
-                (object, id.file_type)
-            }
-            (None, Some(path)) => {
-                let object = Object {
-                    path,
-                    file: None,
-                    host_type: libc::S_IFDIR,
-                };
-                (object, FileType::Directory)
-            }
+            (Some((fd, id)), _) => (Object::by_path(fd.as_fd(), id.host_type), id.file_type),
+            (None, Some(path)) => (Object::by_path(path, libc::S_IFDIR), FileType::Directory),
             (None, None) => (pin.object(), pin.file_type()),
         };
         if file_type != FileType::Directory {
@@ -185,10 +165,7 @@ impl Session {
                     base
                 }
             };
-            let made = match m.newfid == m.fid {
-                true => tables.turn(&pin.view, node),
-                false => tables.add(m.newfid, pin.view.uid, node, pin.epoch()).map(drop),
-            };
+            let made = seat(tables, m, pin, node);
             for node in held.all() {
                 tables.nodes.release(node, &mut tables.dead);
             }

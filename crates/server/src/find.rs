@@ -69,12 +69,8 @@ impl Session {
             let handle = if known {
                 None
             } else {
-                let object = Object {
-                    path: pin.path(),
-                    file: None,
-                    host_type,
-                };
-                self.share.handle(&object, &mut buf)
+                self.share
+                    .handle(&Object::by_path(pin.path(), host_type), &mut buf)
             };
             let handle = handle.and_then(|(mount, kind, len)| {
                 let mut bytes = Vec::with_capacity(8 + len);
@@ -159,11 +155,8 @@ impl Session {
         let mut here: Option<(OwnedFd, Same)> = None;
         for name in path.split(|&b| b == b'/') {
             let name = Name::new(name).map_err(|_| STALE)?;
-            let dir = Object {
-                path: here.as_ref().map_or(start, |(fd, _)| fd.as_fd()),
-                file: None,
-                host_type: libc::S_IFDIR,
-            };
+            let dir = here.as_ref().map_or(start, |(fd, _)| fd.as_fd());
+            let dir = Object::by_path(dir, libc::S_IFDIR);
             let (fd, id) =
                 self.share
                     .lookup(caller, &dir, &name)
@@ -207,11 +200,7 @@ impl Session {
             return Err(STALE);
         }
         if several && id.host_type != libc::S_IFDIR {
-            let object = Object {
-                path: found.as_fd(),
-                file: None,
-                host_type: id.host_type,
-            };
+            let object = Object::by_path(found.as_fd(), id.host_type);
             let mut attr = Attr::default();
             self.share.stat(caller, &object, &mut attr)?;
             if attr.nlink > 1 {
@@ -233,11 +222,8 @@ pub(crate) struct Place<'s> {
 impl Place<'_> {
     /// The directory.
     pub(crate) fn object(&self) -> Object<'_> {
-        Object {
-            path: self.dir.as_ref().map_or(self.base.path(), AsFd::as_fd),
-            file: None,
-            host_type: libc::S_IFDIR,
-        }
+        let path = self.dir.as_ref().map_or(self.base.path(), AsFd::as_fd);
+        Object::by_path(path, libc::S_IFDIR)
     }
 
     /// The directory's node, when it is one.

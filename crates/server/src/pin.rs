@@ -162,11 +162,7 @@ impl Glance {
 
     /// Only while the lock is held that this was made under.
     fn object(&self) -> Object<'_> {
-        Object {
-            path: borrow(self.path),
-            file: None,
-            host_type: self.host_type,
-        }
+        Object::by_path(borrow(self.path), self.host_type)
     }
 }
 

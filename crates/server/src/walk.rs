@@ -123,6 +123,33 @@ fn only_down(m: &Twalk<'_>) -> Result<bool, Failure> {
     Ok(down)
 }
 
+/// Takes one `step` after the other, each of which gets how many came before it and its name; gives how many were
+/// possible. The failure of the first is the walk's; so is a lack of descriptors, after which it is begun again.
+pub(crate) fn steps(
+    m: &Twalk<'_>,
+    qids: &mut [Qid],
+    mut step: impl FnMut(usize, &[u8]) -> Result<Qid, Failure>,
+) -> Result<usize, Failure> {
+    let mut done = 0;
+    for (name, place) in m.names.iter().zip(qids) {
+        match step(done, name) {
+            Ok(qid) => *place = qid,
+            Err(failure) if done == 0 || failure.is_exhaustion() => return Err(failure),
+            Err(_) => break,
+        }
+        done += 1;
+    }
+    Ok(done)
+}
+
+/// Makes the new fid of a walk that has come to `node`, of which the caller gives a reference, or turns the old one.
+pub(crate) fn seat(tables: &mut Tables, m: &Twalk<'_>, pin: &Pin<'_>, node: u32) -> Result<(), Failure> {
+    match m.newfid == m.fid {
+        true => tables.turn(&pin.view, node),
+        false => tables.add(m.newfid, pin.view.uid, node, pin.epoch()).map(drop),
+    }
+}
+
 impl Session {
     /// Goes down `names` from any fid but an xattr's; an open one is as good as any, Linux uses those too. All names
     /// are checked before the first step. Fewer qids than names when a later step fails, and then no new fid.
@@ -168,15 +195,9 @@ impl Session {
                 path: &mut scratch.bytes,
             };
             progress.path.clear();
-            let steps = m.names.iter().zip(&mut qids);
-            for (name, place) in steps {
-                match self.step(&pin, &mut progress, &Step::new(name)?) {
-                    Ok(qid) => *place = qid,
-                    Err(failure) if done == 0 || failure.is_exhaustion() => return Err(failure),
-                    Err(_) => break,
-                }
-                done += 1;
-            }
+            done = steps(m, &mut qids, |_, name| {
+                self.step(&pin, &mut progress, &Step::new(name)?)
+            })?;
             if done == m.names.len() {
                 self.arrive(m, &pin, progress)?;
             }
@@ -191,11 +212,7 @@ impl Session {
     fn step(&self, pin: &Pin<'_>, progress: &mut Progress<'_>, step: &Step) -> Result<Qid, Failure> {
         let caller = pin.caller(NOGID);
         let from = match &progress.here {
-            Some((fd, id)) => Object {
-                path: fd.as_fd(),
-                file: None,
-                host_type: id.host_type,
-            },
+            Some((fd, id)) => Object::by_path(fd.as_fd(), id.host_type),
             None => pin.object(),
         };
         let file_type = progress
@@ -257,12 +274,7 @@ impl Session {
                     pin.view.node
                 }
             };
-            match m.newfid == m.fid {
-                true => tables.turn(&pin.view, node)?,
-                false => {
-                    tables.add(m.newfid, pin.view.uid, node, pin.epoch())?;
-                }
-            }
+            seat(tables, m, pin, node)?;
             Ok::<bool, Failure>(tables.descriptors() > self.limits.fd_budget)
         })?;
         if over {

@@ -5,8 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::metadata;
-use crate::identity::device;
-use crate::sys::attr::Statx;
+use crate::sys::attr::{Record, Statx};
 use crate::virtfs::Kept;
 
 /// So many objects are remembered; the oldest are forgotten first and then show the host's values.
@@ -28,7 +27,7 @@ impl Key {
     /// Of the object of this record.
     pub fn of(stat: &Statx) -> Key {
         Key {
-            dev: device(stat),
+            dev: stat.dev(),
             ino: stat.stx_ino,
             birth: (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec),
         }

@@ -119,7 +119,6 @@ impl Cache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::device;
     use std::os::fd::AsFd;
 
     fn kept(uid: u32) -> Kept {
@@ -132,7 +131,7 @@ mod tests {
     #[test]
     fn only_what_cannot_have_changed_unseen_is_remembered() {
         let mut stat = crate::sys::attr::stat(tempfile::tempfile().unwrap().as_fd()).unwrap();
-        let cache = Cache::new(device(&stat));
+        let cache = Cache::new(stat.dev());
         let at = |sec, nsec| Before(Duration::new(sec, nsec));
         (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = (1000, 500_000_000);
         for young in [at(0, 0), at(1000, 500_000_000), at(1000, 600_000_000), at(999, 0)] {
@@ -155,7 +154,7 @@ mod tests {
     #[test]
     fn objects_with_one_place_do_not_get_mixed_up() {
         let mut stat = crate::sys::attr::stat(tempfile::tempfile().unwrap().as_fd()).unwrap();
-        let cache = Cache::new(device(&stat));
+        let cache = Cache::new(stat.dev());
         stat.stx_ctime.tv_sec = 1000;
         for ino in 1..100_000u64 {
             stat.stx_ino = ino;

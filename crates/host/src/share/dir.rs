@@ -6,8 +6,8 @@ use std::sync::Mutex;
 
 use super::{DirEntry, Object, Share};
 use crate::attr::Caller;
-use crate::identity;
 use crate::sys;
+use crate::sys::attr::Record;
 use crate::types::Asked;
 
 /// Keeps two listings of one open directory apart: setting its position and reading on from there are two system
@@ -116,12 +116,12 @@ impl Share {
                 (_, types) => {
                     let stat = sys::attr::stat(dir.path)?;
                     if let Some(types) = types {
-                        types.read(&stat, self.context.devices().apart(identity::device(&stat)));
+                        types.read(&stat, self.context.devices().apart(stat.dev()));
                     }
                     *looked.insert(stat)
                 }
             };
-            let dev = identity::device(&stat);
+            let dev = stat.dev();
             let is_root = self.context.is_root(&stat);
             let mut rest = &buf[..len];
             while let Some((entry, after)) = sys::io::entry(rest) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Object, Share, by_path};
+use super::{Object, Share};
 use crate::attr::{Caller, FileType, Identity};
 use crate::name::Name;
 use crate::sys;
@@ -93,7 +93,7 @@ impl Share {
             FileType::Symlink => return Err(sys::error(libc::ELOOP)),
             FileType::Special => return Err(sys::error(libc::ENXIO)),
         }
-        let file = self.open_now(&by_path(&path, id.host_type), flags)?;
+        let file = self.open_now(&Object::by_path(path.as_fd(), id.host_type), flags)?;
         Ok((path, file, id))
     }
 

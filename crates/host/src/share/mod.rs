@@ -9,7 +9,7 @@ mod make;
 mod nodes;
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::attr::Caller;
@@ -40,6 +40,17 @@ pub struct Object<'a> {
     pub file: Option<BorrowedFd<'a>>,
     /// `S_IFMT` bits of the host object.
     pub host_type: u32,
+}
+
+impl<'a> Object<'a> {
+    /// An object that is only known by an `O_PATH` descriptor.
+    pub fn by_path(path: BorrowedFd<'a>, host_type: u32) -> Object<'a> {
+        Object {
+            path,
+            file: None,
+            host_type,
+        }
+    }
 }
 
 /// One entry of a directory listing.
@@ -212,14 +223,5 @@ impl std::fmt::Debug for Share {
         f.debug_struct("Share")
             .field("options", self.context.options())
             .finish_non_exhaustive()
-    }
-}
-
-/// An object that is only known by an `O_PATH` descriptor.
-fn by_path(fd: &impl AsFd, host_type: u32) -> Object<'_> {
-    Object {
-        path: fd.as_fd(),
-        file: None,
-        host_type,
     }
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{Object, Share, by_path};
+use super::{Object, Share};
 use crate::attr::{Attr, Caller, Identity};
 use crate::name::Name;
 use crate::sys;
@@ -53,12 +53,16 @@ impl Share {
             }
             if self.context.is_root(&sys::attr::stat(dir.path)?) {
                 let root = self.context.root().try_clone_to_owned()?;
-                let id = self.mode.identify(&by_path(&root, libc::S_IFDIR))?;
+                let id = self
+                    .mode
+                    .identify(&Object::by_path(root.as_fd(), libc::S_IFDIR))?;
                 return Ok((root, id));
             }
             let parent = up(dir.path)?;
             self.check_beneath(parent.as_fd())?;
-            let id = self.mode.identify(&by_path(&parent, libc::S_IFDIR))?;
+            let id = self
+                .mode
+                .identify(&Object::by_path(parent.as_fd(), libc::S_IFDIR))?;
             Ok((parent, id))
         })
     }
@@ -108,12 +112,12 @@ impl Share {
     pub(super) fn find(&self, dir: &Object<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
         self.allowed(name)?;
         let path = self.context.lookup(dir.path, name.as_c_str())?;
-        let id = self.mode.identify(&by_path(&path, UNKNOWN))?;
+        let id = self.mode.identify(&Object::by_path(path.as_fd(), UNKNOWN))?;
         Ok((path, id))
     }
 
     fn identify_as(&self, op: &'static str, caller: Caller, fd: &OwnedFd, kind: u32) -> io::Result<Identity> {
-        let object = by_path(fd, kind);
+        let object = Object::by_path(fd.as_fd(), kind);
         self.run(op, caller, &object, None, || self.mode.identify(&object))
     }
 }

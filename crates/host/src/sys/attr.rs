@@ -80,7 +80,8 @@ pub trait Record {
     fn ctime(&self) -> Time;
 }
 
-fn time(time: &libc::statx_timestamp) -> Time {
+/// A timestamp of [`Statx`].
+pub fn time(time: &libc::statx_timestamp) -> Time {
     Time {
         sec: time.tv_sec,
         nsec: time.tv_nsec,
@@ -122,23 +123,6 @@ impl Record for libc::stat {
     #[inline] fn atime(&self) -> Time { Time { sec: self.st_atime, nsec: self.st_atime_nsec as u32 } }
     #[inline] fn mtime(&self) -> Time { Time { sec: self.st_mtime, nsec: self.st_mtime_nsec as u32 } }
     #[inline] fn ctime(&self) -> Time { Time { sec: self.st_ctime, nsec: self.st_ctime_nsec as u32 } }
-}
-
-/// The mount's id of the object; 0 before Linux 5.8.
-pub fn mount_id(fd: BorrowedFd<'_>) -> Result<u64> {
-    // SAFETY: a statx of zeros is a valid one (plain numbers).
-    let mut stat: Statx = unsafe { std::mem::zeroed() };
-    // SAFETY: the name and `stat` live over the call.
-    retry(|| unsafe {
-        libc::statx(
-            fd.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT,
-            libc::STATX_MNT_ID,
-            &raw mut stat,
-        )
-    })?;
-    Ok(stat.stx_mnt_id)
 }
 
 /// fstatfs(2).

@@ -4,6 +4,14 @@ use std::ffi::CStr;
 
 use crate::attr::Time;
 
+/// Nanoseconds of a second.
+pub const SECOND: i64 = 1_000_000_000;
+
+/// Nanoseconds since the epoch; a time that is too far off for the type wraps.
+pub fn nanoseconds(time: Time) -> i64 {
+    time.sec.wrapping_mul(SECOND).wrapping_add(time.nsec.into())
+}
+
 /// The time that a file gets which changes now, on a file system that stamps by the tick (1 to 10 ms). No system call:
 /// the kernel keeps it in memory that every process may read.
 pub fn tick() -> Time {
