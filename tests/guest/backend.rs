@@ -88,8 +88,9 @@ impl Setup<'_> {
             // the way to where the program was built.
             chown(dir, Some(user), Some(user)).unwrap();
             fs::set_permissions(dir, Permissions::from_mode(0o755)).unwrap();
+            let built = program;
             program = dir.join("vhost-user-9p");
-            fs::copy(env!("CARGO_BIN_EXE_vhost-user-9p"), &program).unwrap();
+            testkit::program::copy(&built, &program);
         }
         let log = File::create(dir.join("log")).unwrap();
         let mut command = match self.through {

@@ -1,7 +1,7 @@
 //! The program under test, as a process of its own on a directory of its own.
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,15 @@ use crate::vhost_user::PATIENCE;
 
 /// Of the log's end that is shown when a test fails, bytes.
 const LOG: usize = 4000;
+
+/// Copies the program at `from` to `to`, ready to be started.
+///
+/// Another process copies it: a child that another test forks meanwhile would hold our descriptor for writing until
+/// its exec, and a file that is open for writing cannot be executed (ETXTBSY).
+pub fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("--").args([from, to]).status();
+    assert!(copied.expect("cp").success(), "{} is not copied", from.display());
+}
 
 /// A running program; it ends with the value, and a failing test shows its log.
 pub struct Program {
