@@ -16,6 +16,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::attr::Time;
 use crate::identity::mix;
 use crate::sys::attr::{Record, Statx};
 use crate::sys::clock::{self, SECOND};
@@ -28,8 +29,6 @@ const FEW: usize = 64;
 
 /// A directory that changed so little ago is not remembered; nanoseconds.
 const YOUNG: i64 = SECOND;
-/// The same where no fraction of a second is stored: that clock ticks once in one or two seconds.
-const YOUNG_SECONDS: i64 = 3 * SECOND;
 /// Nothing is believed for longer, nanoseconds: one asking in so long a time costs nothing that could be noticed.
 const LASTS: i64 = 60 * SECOND;
 
@@ -43,8 +42,7 @@ fn pack(ino: u64, d_type: u8) -> Option<u64> {
 struct Key {
     dev: u64,
     ino: u64,
-    sec: i64,
-    nsec: u32,
+    ctime: Time,
     cookie: u64,
 }
 
@@ -53,21 +51,9 @@ impl Key {
         Key {
             dev: stat.dev(),
             ino: stat.stx_ino,
-            sec: stat.stx_ctime.tv_sec,
-            nsec: stat.stx_ctime.tv_nsec,
+            ctime: stat.ctime(),
             cookie,
         }
-    }
-
-    /// Whether the directory has not changed for some time at `now`.
-    fn settled(&self, now: i64) -> bool {
-        let young = if self.nsec == 0 { YOUNG_SECONDS } else { YOUNG };
-        let settled = self
-            .sec
-            .checked_mul(SECOND)
-            .and_then(|time| time.checked_add(i64::from(self.nsec) + young));
-        // A change in the future was somebody's wrong clock, which may show that time once more.
-        settled.is_some_and(|settled| settled < now)
     }
 }
 
@@ -119,7 +105,7 @@ impl Types {
 
     /// Begins a listing at `cookie`, before any entry is read.
     pub fn begin(&self, cookie: u64) -> Asked<'_> {
-        self.begin_at(cookie, clock::nanoseconds(clock::tick()))
+        self.begin_at(cookie, clock::now())
     }
 
     fn begin_at(&self, cookie: u64, now: i64) -> Asked<'_> {
@@ -187,7 +173,7 @@ impl Asked<'_> {
         }
         (self.begun, self.key) = (true, key);
         let Some(key) = key else { return };
-        self.learning = key.settled(self.now);
+        self.learning = clock::settled(key.ctime, self.now, YOUNG);
         let Some((stripe, slot)) = self.types.place(&key) else {
             return;
         };
@@ -401,7 +387,7 @@ mod tests {
             (CHANGED, 1, CHANGED * SECOND + 1 + YOUNG),
             (CHANGED, 999_999_999, CHANGED * SECOND + 999_999_999 + YOUNG),
             // Seconds are all there is.
-            (CHANGED, 0, CHANGED * SECOND + YOUNG_SECONDS),
+            (CHANGED, 0, CHANGED * SECOND + 3 * SECOND),
         ] {
             let mut stat = directory();
             (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = (sec, nsec);

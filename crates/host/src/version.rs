@@ -44,7 +44,7 @@ pub fn tells_changes_apart(f_type: libc::c_long) -> bool {
 /// `apart` is what [`tells_changes_apart`] says of its file system. No system call.
 #[inline]
 pub fn version(stat: &impl Record, apart: bool) -> u32 {
-    version_at(stat, apart, || clock::nanoseconds(clock::tick()))
+    version_at(stat, apart, clock::now)
 }
 
 #[inline]

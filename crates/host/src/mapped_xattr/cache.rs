@@ -6,25 +6,22 @@
 //! younger than several ticks. Changes by anybody are seen, also by QEMU or a user of the host.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::attr::Time;
 use crate::sys::attr::Record;
+use crate::sys::clock::{self, SECOND};
 use crate::virtfs::Kept;
 
 const STRIPES: usize = 64;
 const SLOTS: usize = 128;
 
-/// The kernel's tick is at most 10 ms.
-const YOUNG: Duration = Duration::from_millis(100);
-/// Where no fraction of a second is stored, the clock of the file system ticks once in one or two seconds.
-const YOUNG_SECONDS: Duration = Duration::from_secs(3);
+/// What changed so little ago is not remembered, nanoseconds: several ticks.
+const YOUNG: i64 = SECOND / 10;
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 struct Key {
     ino: u64,
-    sec: i64,
-    nsec: u32,
+    ctime: Time,
 }
 
 #[derive(Clone, Copy)]
@@ -39,26 +36,14 @@ pub struct Cache {
     stripes: Box<[Mutex<Vec<Slot>>]>,
 }
 
-/// A moment before an object was looked at.
+/// A moment before an object was looked at, by the clock that stamps files.
 #[derive(Clone, Copy)]
-pub struct Before(Duration);
+pub struct Before(i64);
 
 impl Before {
     /// This one.
     pub fn now() -> Before {
-        // A clock before 1970 makes everything too young to be remembered.
-        Before(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
-    }
-
-    fn far_from(self, key: &Key) -> bool {
-        let Ok(sec) = u64::try_from(key.sec) else {
-            return false;
-        };
-        let margin = if key.nsec == 0 { YOUNG_SECONDS } else { YOUNG };
-        Duration::new(sec, 0)
-            .checked_add(Duration::from_nanos(key.nsec.into()))
-            .and_then(|changed| changed.checked_add(margin))
-            .is_some_and(|old| old < self.0)
+        Before(clock::now())
     }
 }
 
@@ -72,11 +57,9 @@ impl Cache {
     }
 
     fn place(&self, stat: &impl Record) -> Option<(Key, &Mutex<Vec<Slot>>, usize)> {
-        let Time { sec, nsec } = stat.ctime();
         let key = Key {
             ino: stat.ino(),
-            sec,
-            nsec,
+            ctime: stat.ctime(),
         };
         // Neighbouring inodes are looked at together, so the plain low bits spread best.
         let hash = key.ino as usize;
@@ -99,7 +82,7 @@ impl Cache {
         let Some((key, stripe, slot)) = self.place(stat) else {
             return;
         };
-        if !before.far_from(&key) {
+        if !clock::settled(key.ctime, before.0, YOUNG) {
             return;
         }
         let mut slots = stripe.lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,22 +115,15 @@ mod tests {
     fn only_what_cannot_have_changed_unseen_is_remembered() {
         let mut stat = crate::sys::attr::stat(tempfile::tempfile().unwrap().as_fd()).unwrap();
         let cache = Cache::new(stat.dev());
-        let at = |sec, nsec| Before(Duration::new(sec, nsec));
+        let settled = 1000 * SECOND + 500_000_000 + YOUNG;
         (stat.stx_ctime.tv_sec, stat.stx_ctime.tv_nsec) = (1000, 500_000_000);
-        for young in [at(0, 0), at(1000, 500_000_000), at(1000, 600_000_000), at(999, 0)] {
-            cache.put(young, &stat, kept(1));
+        for young in [0, 999 * SECOND, settled - YOUNG, settled] {
+            cache.put(Before(young), &stat, kept(1));
             assert_eq!(cache.get(&stat), None);
         }
-        cache.put(at(1000, 600_000_001), &stat, kept(1));
+        cache.put(Before(settled + 1), &stat, kept(1));
         assert_eq!(cache.get(&stat), Some(kept(1)));
-        stat.stx_ctime.tv_nsec = 0;
-        assert_eq!(cache.get(&stat), None);
-        cache.put(at(1003, 0), &stat, kept(2));
-        assert_eq!(cache.get(&stat), None);
-        cache.put(at(1003, 1), &stat, kept(2));
-        assert_eq!(cache.get(&stat), Some(kept(2)));
-        stat.stx_ctime.tv_sec = -5;
-        cache.put(at(1003, 1), &stat, kept(3));
+        stat.stx_ctime.tv_nsec += 1;
         assert_eq!(cache.get(&stat), None);
     }
 
@@ -158,7 +134,7 @@ mod tests {
         stat.stx_ctime.tv_sec = 1000;
         for ino in 1..100_000u64 {
             stat.stx_ino = ino;
-            cache.put(Before(Duration::from_secs(5000)), &stat, kept(ino as u32));
+            cache.put(Before(5000 * SECOND), &stat, kept(ino as u32));
             assert_eq!(cache.get(&stat), Some(kept(ino as u32)));
         }
         let mut known = 0;

@@ -28,6 +28,28 @@ pub fn tick() -> Time {
     }
 }
 
+/// That of now.
+#[inline]
+pub fn now() -> i64 {
+    nanoseconds(tick())
+}
+
+/// A file that last changed at `ctime` had not changed for more than `quiet` nanoseconds at `now`, so a change that
+/// comes after `now` gives it another ctime. A tick is 10 ms at most, or, where no fraction of a second is stored, one
+/// or two seconds. A change in the future was somebody's wrong clock, which may show that time once more.
+pub fn settled(ctime: Time, now: i64, quiet: i64) -> bool {
+    let quiet = if ctime.nsec == 0 {
+        quiet.max(3 * SECOND)
+    } else {
+        quiet
+    };
+    ctime
+        .sec
+        .checked_mul(SECOND)
+        .and_then(|time| time.checked_add(i64::from(ctime.nsec) + quiet))
+        .is_some_and(|settled| settled < now)
+}
+
 /// The kernel's version, as in 6.13; 0.0 when it does not say.
 pub fn kernel() -> (u32, u32) {
     // SAFETY: a utsname of zeros is a valid one (plain bytes).
@@ -48,6 +70,25 @@ fn parse(release: &str) -> (u32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_settles_when_its_tick_is_over() {
+        let at = |sec, nsec| Time { sec, nsec };
+        let ctime = at(1000, 500_000_000);
+        let tenth = SECOND / 10;
+        for young in [at(0, 0), at(999, 0), ctime, at(1000, 600_000_000)] {
+            assert!(!settled(ctime, nanoseconds(young), tenth), "{young:?}");
+        }
+        assert!(settled(ctime, nanoseconds(at(1000, 600_000_001)), tenth));
+        // Seconds are all there is.
+        assert!(!settled(at(1000, 0), 1003 * SECOND, tenth));
+        assert!(settled(at(1000, 0), 1003 * SECOND + 1, tenth));
+        assert!(!settled(at(1000, 0), 1005 * SECOND, 5 * SECOND));
+        for sec in [i64::MAX, i64::MAX / SECOND, 2000] {
+            assert!(!settled(at(sec, 1), 1003 * SECOND, tenth), "{sec}");
+        }
+        assert!(settled(at(-5, 1), 1003 * SECOND, tenth));
+    }
 
     #[test]
     fn the_kernel_has_a_version_and_a_clock() {
