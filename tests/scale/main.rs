@@ -15,4 +15,5 @@ mod flush;
 mod hung;
 mod limits;
 mod program;
+mod removal;
 mod restart;

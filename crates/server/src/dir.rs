@@ -161,6 +161,8 @@ impl Session {
         let caller = pin.caller(NOGID);
         self.share
             .rename(caller, &place.object(), &place.name, &target, &new)?;
+        // What had the new name has lost it.
+        self.with(|tables| tables.nodes.removed());
         if let Some(node) = node {
             self.moved(pin.view.node, node, &new);
         }
@@ -178,6 +180,7 @@ impl Session {
         let caller = from.caller(NOGID);
         self.share
             .rename(caller, &from.object(), &old, &to.object(), &new)?;
+        self.with(|tables| tables.nodes.removed());
         self.follow(&to, &new);
         Ok(Rrenameat)
     }
@@ -213,9 +216,10 @@ impl Session {
         let directory = m.flags & P9_DOTL_AT_REMOVEDIR != 0;
         self.share
             .unlink(dir.caller(NOGID), &dir.object(), &old, directory)?;
-        if directory {
-            self.with(|tables| tables.forget_name(dir.view.node, old.as_bytes()));
-        }
+        self.with(|tables| match directory {
+            true => tables.forget_name(dir.view.node, old.as_bytes()),
+            false => tables.nodes.removed(),
+        });
         Ok(Runlinkat)
     }
 }

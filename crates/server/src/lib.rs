@@ -11,6 +11,7 @@
 //! | `slab`, `bytes` | what state is kept in |
 //! | `dentries`, `descend` | which directory a name led to last, and walks that make use of it |
 //! | `capability` | what Linux asks before each write, remembered |
+//! | `freeing` | which requests give so much storage back that they take long |
 //! | `pin`, `find` | state in use without the lock; descriptors given back and objects found again |
 //! | `reply`, `request`, `failure` | what comes in and goes out |
 
@@ -24,6 +25,7 @@ mod dir;
 mod failure;
 mod find;
 mod flush;
+mod freeing;
 mod fsync;
 mod getattrs;
 mod io;

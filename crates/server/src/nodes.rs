@@ -71,6 +71,8 @@ pub(crate) struct Node {
     pins: u32,
     /// Open fids. Their object may have no name any more, so it is not evicted.
     opens: u32,
+    /// How many names had been removed when it was made.
+    made: u32,
     /// Whether it is on the list of those that may be evicted.
     listed: bool,
     /// Walked to by more than one name, so that `path` need not be the one that a fid was walked to by.
@@ -117,6 +119,8 @@ pub(crate) struct Nodes {
     oldest: u32,
     /// Nodes with a descriptor.
     open: usize,
+    /// Names of files that the client has removed, in whatever way; wraps.
+    removals: u32,
 }
 
 impl Nodes {
@@ -129,6 +133,7 @@ impl Nodes {
             newest: NONE,
             oldest: NONE,
             open: 0,
+            removals: 0,
         }
     }
 
@@ -187,6 +192,7 @@ impl Nodes {
             refs: 1,
             pins: 0,
             opens: 0,
+            made: self.removals,
             listed: false,
             several: false,
             chain: NONE,
@@ -264,6 +270,17 @@ impl Nodes {
         }
         // It may have been on no list for want of a way to find it again.
         self.link(number);
+    }
+
+    /// Notes that a file has lost a name: which of them is not known.
+    pub(crate) fn removed(&mut self) {
+        self.removals = self.removals.wrapping_add(1);
+    }
+
+    /// Whether the node goes with the next reference, and may have lost a name since it was made.
+    #[inline]
+    pub(crate) fn last_of_removed(&self, node: &Node) -> bool {
+        node.refs == 1 && node.made != self.removals
     }
 
     /// The node's parent and the path from there.

@@ -161,7 +161,7 @@ impl Glance {
     }
 
     /// Only while the lock is held that this was made under.
-    fn object(&self) -> Object<'_> {
+    pub(crate) fn object(&self) -> Object<'_> {
         Object::by_path(borrow(self.path), self.host_type)
     }
 }

@@ -106,8 +106,14 @@ impl Session {
                 return tag.map_or(Outcome::Done(0), |tag| Reply { to, tag }.error(failure));
             }
         };
-        if how == How::Inline && self.share.may_hang() && asks_host(&message) {
-            return Outcome::Defer;
+        if how == How::Inline {
+            let waits = match self.share.may_hang() {
+                true => asks_host(&message),
+                false => self.frees_much(&message),
+            };
+            if waits {
+                return Outcome::Defer;
+            }
         }
         let reply = Reply {
             to: request.reply,

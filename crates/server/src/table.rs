@@ -226,6 +226,20 @@ impl Tables {
         })
     }
 
+    /// The fid `number`, if it is the last of a regular file of which a name may have been removed while the client
+    /// knew it.
+    #[inline]
+    pub(crate) fn last_of_removed(&self, number: u32) -> Option<Glance> {
+        let fid = self.fids.get(self.find(number)?)?;
+        let node = self.nodes.get(fid.node)?;
+        let last = node.host_type == libc::S_IFREG && self.nodes.last_of_removed(node);
+        Some(Glance {
+            path: node.raw().filter(|_| last)?,
+            host_type: node.host_type,
+            uid: fid.uid,
+        })
+    }
+
     /// Ends [`Tables::pin`].
     #[inline]
     pub(crate) fn unpin(&mut self, view: &View) {

@@ -292,12 +292,17 @@ impl Session {
     pub(crate) fn clunk(&self, m: &Tclunk, reply: &Reply<'_>, how: How) -> Result<Outcome, Failure> {
         // Closing a file of a network file system waits until all that was written has arrived.
         let may_wait = how != How::Inline || !self.share.may_hang();
-        if let Some(written) = self.with(|tables| tables.clunk_idle(m.fid, may_wait)) {
-            close(written)?;
-            return Ok(reply.send(&Rclunk));
-        }
-        if !may_wait {
-            return Ok(Outcome::Defer);
+        let idle = self.with(|tables| {
+            let long = how == How::Inline && may_wait && self.last_of_much(tables, m.fid);
+            (!long).then(|| tables.clunk_idle(m.fid, may_wait))
+        });
+        match idle {
+            Some(Some(written)) => {
+                close(written)?;
+                return Ok(reply.send(&Rclunk));
+            }
+            Some(None) if may_wait => {}
+            _ => return Ok(Outcome::Defer),
         }
         let mut pin = self.pin_as_is(m.fid, libc::ENOENT)?;
         let mut locks = match self.locks_for(&pin, how) {
@@ -338,9 +343,10 @@ impl Session {
         let directory = pin.file_type() == FileType::Directory;
         self.share
             .unlink(pin.caller(NOGID), &place.object(), &place.name, directory)?;
-        if directory && let Some(parent) = place.node() {
-            self.with(|tables| tables.forget_name(parent, place.name.as_bytes()));
-        }
+        self.with(|tables| match place.node() {
+            Some(parent) if directory => tables.forget_name(parent, place.name.as_bytes()),
+            _ => tables.nodes.removed(),
+        });
         Ok(())
     }
 

@@ -7,6 +7,7 @@ use super::{Object, Share};
 use crate::attr::{Attr, Caller, Identity};
 use crate::name::Name;
 use crate::sys;
+use crate::sys::attr::Record;
 
 /// How far up `..` looks for the root. Deeper trees exist only where somebody made one to see what happens.
 const DEPTH: usize = 65536;
@@ -100,6 +101,13 @@ impl Share {
         self.run("getattr", caller, object, None, || self.mode.stat(object, attr))?;
         self.ids().attr_to_guest(attr);
         Ok(())
+    }
+
+    /// Bytes that the object takes in storage, and its names; as the host has them, whatever the mode. One system call.
+    pub fn stored(&self, object: &Object<'_>) -> io::Result<(u64, u64)> {
+        let stat = self.context.stat_without_birth(object)?;
+        // stat(2) counts in these whatever the block size.
+        Ok((stat.blocks().saturating_mul(512), stat.nlink()))
     }
 
     /// Whether [`Share::stat`] is one system call whatever the object.

@@ -8,6 +8,7 @@ mod attr;
 mod capability;
 mod dir;
 mod flush;
+mod freeing;
 mod fsync;
 mod getattrs;
 mod io;
