@@ -51,6 +51,7 @@ impl Server for Ours {
             payload: &payload,
             reply: &reply,
             progress: &mut progress,
+            slice: 128 * 1024,
         };
         let mut how = How::Inline;
         loop {

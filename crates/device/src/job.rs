@@ -156,14 +156,15 @@ impl Job {
         }
     }
 
-    /// Lets `handler` work on it.
-    pub fn run(&mut self, handler: &dyn Handler, scratch: &mut Scratch, how: How) -> Outcome {
+    /// Lets `handler` work on it, `slice` bytes of its payload at a time.
+    pub fn run(&mut self, handler: &dyn Handler, scratch: &mut Scratch, how: How, slice: usize) -> Outcome {
         chain::prefetch_for_write(&self.writable);
         let mut request = Request {
             message: &self.message,
             payload: &self.readable[self.payload..],
             reply: &self.writable,
             progress: &mut self.progress,
+            slice,
         };
         let outcome = handler.handle(&mut request, scratch, how);
         self.begun |= outcome == Outcome::More;

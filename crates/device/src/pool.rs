@@ -26,6 +26,9 @@ use crate::vring::{Vring, lock};
 /// A request that has been at work for so long may hang.
 const LONG: Duration = Duration::from_millis(100);
 
+/// Bytes moved per system call: above any payload.
+const WHOLE: usize = 1 << 30;
+
 /// How soon waiting requests are looked at again while the queue is not open.
 const CLOSED_RETRY: Duration = Duration::from_millis(50);
 
@@ -290,7 +293,7 @@ impl Pool {
         let mut out = Vec::new();
         loop {
             let seen = self.handler.wake_count();
-            match job.run(self.handler.as_ref(), scratch, how) {
+            match job.run(self.handler.as_ref(), scratch, how, WHOLE) {
                 Outcome::More => {}
                 Outcome::Done(len) => {
                     let mut state = self.state();

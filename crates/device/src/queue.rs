@@ -2,7 +2,8 @@
 //! short while before it sleeps.
 //!
 //! What is small and ready goes first: a request that moves much is worked on slice by slice, one slice whenever
-//! nothing small is waiting (and one per batch in any case, so that it ends).
+//! nothing small is waiting (and one per batch in any case, so that it ends). While nothing small comes at all the
+//! slices are longer: each is a system call and a look at the ring, which large payloads otherwise pay for nothing.
 
 use std::collections::VecDeque;
 use std::hint;
@@ -29,6 +30,13 @@ const AHEAD: usize = run::MOST;
 const FLUSH: usize = 16;
 /// A request that moves more bytes than this is worked on when nothing smaller is ready.
 const LARGE: usize = 64 * 1024;
+/// Bytes of a large request that are moved before the ring is looked at, so that what is small need not wait long.
+const SLICE: usize = 128 * 1024;
+/// The same after so many large requests without a small one between them that the next will hardly be one: all that
+/// Linux's client moves at once.
+const LONG_SLICE: usize = 512 * 1024;
+/// So many.
+const ALONE: u32 = 64;
 /// Request records kept by the thread itself.
 const SPARE_MAX: usize = 64;
 /// Looks at the ring between two looks at the clock (which costs about as much as 20 of them).
@@ -49,6 +57,8 @@ pub struct Worker {
     ahead: Vec<Box<Job>>,
     done: Vec<Used>,
     large: VecDeque<Box<Job>>,
+    /// Large requests since the last small one.
+    since_small: u32,
     #[expect(
         clippy::vec_box,
         reason = "a job is boxed once and moves between lists by its pointer"
@@ -73,6 +83,7 @@ impl Worker {
             ahead: Vec::with_capacity(AHEAD),
             done: Vec::with_capacity(usize::from(BATCH)),
             large: VecDeque::new(),
+            since_small: 0,
             spare: Vec::new(),
             scratch: Scratch::default(),
             cache: ViewCache::default(),
@@ -182,6 +193,7 @@ impl Worker {
     #[inline(never)]
     #[expect(clippy::vec_box, reason = "as `spare`")]
     fn with_runs(&mut self, ahead: &mut Vec<Box<Job>>) {
+        self.since_small = 0;
         let mut jobs = ahead.drain(..);
         while !jobs.as_slice().is_empty() {
             let length = run::length(jobs.as_slice(), LARGE);
@@ -217,9 +229,11 @@ impl Worker {
 
     fn begin(&mut self, mut job: Box<Job>) {
         if job.bulk() > LARGE {
+            self.since_small = self.since_small.saturating_add(1);
             self.hold(&mut job);
             self.large.push_back(job);
         } else {
+            self.since_small = 0;
             self.step(job);
         }
     }
@@ -246,7 +260,11 @@ impl Worker {
 
     /// Lets the session work on `job`, and sees to what it says.
     fn step(&mut self, mut job: Box<Job>) {
-        match job.run(self.handler.as_ref(), &mut self.scratch, How::Inline) {
+        let slice = match self.since_small >= ALONE {
+            true => LONG_SLICE,
+            false => SLICE,
+        };
+        match job.run(self.handler.as_ref(), &mut self.scratch, How::Inline, slice) {
             Outcome::Done(len) => {
                 self.done.push(job.used(len));
                 self.reuse(job);

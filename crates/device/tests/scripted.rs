@@ -397,6 +397,30 @@ fn a_payload_is_seen_whole_and_at_its_place() {
 }
 
 #[test]
+fn slices_are_longer_while_nothing_small_comes() {
+    let mut scene = scene(Vmm::Qemu, 2);
+    let payload = testkit::scenario::pattern(300_000, 4);
+    let slice = |scene: &mut Scene| {
+        let write = Twrite {
+            fid: 0,
+            offset: 0,
+            count: payload.len() as u32,
+            data: &[],
+        };
+        let token = scene.transport.send(&frame(write, 5), &payload, 4096);
+        scene.transport.wait(token);
+        scene.script.slice.load(SeqCst)
+    };
+    for _ in 0..2 {
+        let slices: Vec<usize> = (0..100).map(|_| slice(&mut scene)).collect();
+        assert_eq!((slices[0], slices[62]), (128 << 10, 128 << 10));
+        assert_eq!((slices[63], slices[99]), (512 << 10, 512 << 10));
+        let small = scene.quick(7);
+        scene.transport.wait(small);
+    }
+}
+
+#[test]
 fn stopping_waits_for_what_runs_and_answers_what_waits() {
     for vmm in Vmm::ALL {
         let mut scene = scene(vmm, 2);

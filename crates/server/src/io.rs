@@ -38,9 +38,6 @@ use crate::request::{How, Outcome, Request, Scratch};
 use crate::session::Session;
 use crate::table::State;
 
-/// Bytes moved at a time on the queue thread, so that what is small and ready need not wait long.
-pub(crate) const SLICE: usize = 128 * 1024;
-
 /// Writes of so many bytes are timed on the queue thread; for fewer the clock would cost too much.
 pub(crate) const TIMED: usize = 32 * 1024;
 
@@ -50,9 +47,6 @@ pub(crate) const SLOW: Duration = Duration::from_millis(10);
 
 /// So many of the next ones are left to threads that may block, before the queue thread tries one again.
 const SLOW_RUN: u32 = 64;
-
-/// Bytes moved per system call on a pool thread: far above any msize granted by default.
-const WHOLE: usize = 1 << 30;
 
 /// A read that misses the page cache stops at a page's end; pages are of this size or a multiple.
 const PAGE: u64 = 4096;
@@ -85,7 +79,7 @@ impl Session {
         }
         let file = pin.file()?;
         let mut done = progress(request, count);
-        let inline = how == How::Inline;
+        let (inline, slice) = (how == How::Inline, request.slice.max(1));
         let mut slices = 0;
         // No bytes are asked for too: EBADF when the file is not open for reading.
         while done < count || count == 0 {
@@ -93,7 +87,7 @@ impl Session {
                 *request.progress = done as u64;
                 return Ok(Outcome::More);
             }
-            let ask = (count - done).min(if inline { SLICE } else { WHOLE });
+            let ask = (count - done).min(slice);
             scratch.iov.clear();
             IoVec::slice_into(request.reply, Rread::HEADER_LEN + done, ask, &mut scratch.iov);
             let at = m.offset.checked_add(done as u64).ok_or(EINVAL)?;
@@ -172,11 +166,10 @@ impl Session {
         }
         let append = pin.how().append && self.appends(&pin, m.offset)?;
         // One append is one system call as far as the kernel allows, so that no other comes between.
-        let (inline, most) = match how {
-            How::Inline if append && count > SLICE => return Ok(Outcome::Defer),
-            How::Inline => (true, SLICE),
-            How::Blocking | How::Last => (false, WHOLE),
-        };
+        let (inline, slice) = (how == How::Inline, request.slice.max(1));
+        if inline && append && count > slice {
+            return Ok(Outcome::Defer);
+        }
         let file = pin.file()?;
         let mut done = progress(request, count);
         let mut slices = 0;
@@ -186,7 +179,7 @@ impl Session {
                 *request.progress = done as u64;
                 return Ok(Outcome::More);
             }
-            let ask = (count - done).min(most);
+            let ask = (count - done).min(slice);
             let timed = inline && ask >= TIMED;
             if timed && self.writes_are_slow() {
                 *request.progress = done as u64;

@@ -52,6 +52,9 @@ pub struct Request<'a> {
     pub reply: &'a [IoVec],
     /// The session's own note between two calls for one request; 0 at first (bytes moved so far).
     pub progress: &'a mut u64,
+    /// Bytes of the payload to move at a time: with [`How::Inline`] a call comes back after so many
+    /// ([`Outcome::More`]), so that what is small and ready need not wait long.
+    pub slice: usize,
 }
 
 /// Reusable buffers of one thread, so that requests allocate nothing.

@@ -13,7 +13,7 @@ use host::IoVec;
 use wire::{Header, Message, Rread, Rwrite, TGETATTR, TREAD, TWRITE, Tmessage, Tread, Twrite};
 
 use crate::getattrs;
-use crate::io::{PIECES, SLICE, SLOW, TIMED, send_read};
+use crate::io::{PIECES, SLOW, TIMED, send_read};
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
 use crate::request::{Outcome, Scratch, TWRITE_HEADER};
@@ -21,7 +21,7 @@ use crate::session::Session;
 use crate::table::State;
 
 /// Most bytes of a run: what one request has moved at a time.
-pub const RUN_BYTES: usize = SLICE;
+pub const RUN_BYTES: usize = 128 * 1024;
 
 /// Bytes of an Rwrite.
 const RWRITE: usize = 11;

@@ -81,6 +81,7 @@ impl Caller {
                 payload: &from,
                 reply: &to,
                 progress: &mut progress,
+                slice: 128 * 1024,
             };
             match self.session.handle(&mut request, &mut self.scratch, How::Inline) {
                 Outcome::More => {}

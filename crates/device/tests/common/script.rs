@@ -28,6 +28,8 @@ pub struct Script {
     pub resets: AtomicUsize,
     /// The last Twrite's payload.
     pub payload: Mutex<Vec<u8>>,
+    /// How much of it was to be moved at a time.
+    pub slice: AtomicUsize,
 }
 
 impl Script {
@@ -127,6 +129,7 @@ impl Handler for Session {
                 let there = unsafe { IoVec::read(request.payload, 0, &mut bytes) };
                 bytes.truncate(there);
                 *script.payload.lock().expect("no panic") = bytes;
+                script.slice.store(request.slice, SeqCst);
             }
             Tmessage::Flush(flush) => {
                 return Outcome::Flush {

@@ -14,6 +14,9 @@ use testkit::transport::Transport;
 /// What stands behind a reply buffer and must not be touched.
 pub const GUARD: [u8; 64] = [0xa5; 64];
 
+/// Bytes of a payload that are moved at a time.
+pub const SLICE: usize = 128 * 1024;
+
 /// Calls a session as a device does.
 pub struct Backend {
     pub session: Arc<Session>,
@@ -50,6 +53,7 @@ impl Backend {
                 payload: &from,
                 reply: &to,
                 progress: &mut progress,
+                slice: SLICE,
             };
             let outcome = self.session.handle(&mut request, &mut self.scratch, how);
             self.outcomes.push(outcome);
