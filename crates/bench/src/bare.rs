@@ -11,7 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use testkit::memory::{Area, GuestMemory};
+use testkit::memory::{Area, GuestMemory, PAGE};
 
 use crate::engine::Run;
 use crate::work::{Act, BIG, Drive, ENTRIES, READ, Work};
@@ -92,6 +92,16 @@ fn write(file: &File, from: &Area, count: usize, offset: u64) -> io::Result<()> 
     whole(moved, count)
 }
 
+/// The pages of the first `count` bytes of `area`, the last one first.
+fn scattered(area: &Area, count: usize) -> Vec<libc::iovec> {
+    assert!(count <= area.len());
+    let piece = |at: usize| libc::iovec {
+        iov_base: area.as_ptr().wrapping_add(at).cast(),
+        iov_len: PAGE.min(count - at),
+    };
+    (0..count).step_by(PAGE).rev().map(piece).collect()
+}
+
 const PATH: i32 = libc::O_PATH | libc::O_NOFOLLOW;
 
 impl Bare {
@@ -165,6 +175,22 @@ impl Bare {
             }
             Act::Write(count) | Act::WriteApart(count) => {
                 write(&self.target, payload, count as usize, *offset)?;
+                *offset = next(*offset, act.distance(count), count);
+            }
+            Act::ReadScattered(count) => {
+                let pieces = scattered(payload, count as usize);
+                let (fd, len) = (self.big.as_raw_fd(), pieces.len() as i32);
+                // SAFETY: the pieces lie in the area, and are memory that anybody may write to.
+                let moved = unsafe { libc::preadv(fd, pieces.as_ptr(), len, *offset as i64) };
+                whole(moved, count as usize)?;
+                *offset = next(*offset, act.distance(count), count);
+            }
+            Act::WriteScattered(count) => {
+                let pieces = scattered(payload, count as usize);
+                let (fd, len) = (self.target.as_raw_fd(), pieces.len() as i32);
+                // SAFETY: the pieces lie in the area.
+                let moved = unsafe { libc::pwritev(fd, pieces.as_ptr(), len, *offset as i64) };
+                whole(moved, count as usize)?;
                 *offset = next(*offset, act.distance(count), count);
             }
         }

@@ -111,6 +111,17 @@ impl Exchange {
         }
     }
 
+    /// Lets the payload's pages come in reverse, as any two pages of a guest may: none continues the one before it.
+    pub fn scattered(mut self) -> Exchange {
+        // What comes before a payload is one piece in either direction.
+        for list in [&mut self.readable, &mut self.writable] {
+            if let Some(pages) = list.get_mut(1..) {
+                pages.reverse();
+            }
+        }
+        self
+    }
+
     /// Lets the request's file offset move on with each operation, beginning at `start`.
     pub fn rotating(mut self, rotate: Rotate, start: u64) -> Exchange {
         self.rotate = Some((rotate, start % rotate.limit));

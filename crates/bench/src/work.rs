@@ -37,6 +37,10 @@ pub enum Act {
     ReadApart(u32),
     /// Write so many bytes at places that do not adjoin.
     WriteApart(u32),
+    /// Read so many bytes into pages of which no two are neighbours.
+    ReadScattered(u32),
+    /// Write so many bytes from pages of which no two are neighbours.
+    WriteScattered(u32),
 }
 
 impl Act {
@@ -89,7 +93,13 @@ impl Work {
     pub fn is_metadata(&self) -> bool {
         let small = !matches!(
             self.act,
-            Act::Null | Act::Read(_) | Act::Write(_) | Act::ReadApart(_) | Act::WriteApart(_)
+            Act::Null
+                | Act::Read(_)
+                | Act::Write(_)
+                | Act::ReadApart(_)
+                | Act::WriteApart(_)
+                | Act::ReadScattered(_)
+                | Act::WriteScattered(_)
         );
         small && !matches!(self.drive, Drive::Beside(..))
     }
@@ -103,7 +113,11 @@ impl Work {
     pub fn unit(&self) -> (f64, &'static str) {
         match self.act {
             Act::Readdir => (ENTRIES as f64, "entries/s"),
-            Act::Read(bytes) | Act::Write(bytes) if bytes > 4096 => (f64::from(bytes) / 1e6, "MB/s"),
+            Act::Read(bytes) | Act::Write(bytes) | Act::ReadScattered(bytes) | Act::WriteScattered(bytes)
+                if bytes > 4096 =>
+            {
+                (f64::from(bytes) / 1e6, "MB/s")
+            }
             _ => (1.0, "ops/s"),
         }
     }
@@ -136,10 +150,20 @@ pub fn all() -> Vec<Work> {
         throughput("read 4 KiB apart, 32 in flight", Act::ReadApart(4096), 32),
         throughput("read 512 KiB, 1 in flight", Act::Read(READ), 1),
         throughput("read 512 KiB, 8 in flight", Act::Read(READ), 8),
+        throughput(
+            "read 512 KiB into scattered pages, 1 in flight",
+            Act::ReadScattered(READ),
+            1,
+        ),
         throughput("write 4 KiB, 1 in flight", Act::Write(4096), 1),
         throughput("write 4 KiB, 32 in flight", Act::Write(4096), 32),
         throughput("write 4 KiB apart, 32 in flight", Act::WriteApart(4096), 32),
         throughput("write 508 KiB, 1 in flight", Act::Write(WRITE), 1),
+        throughput(
+            "write 508 KiB from scattered pages, 1 in flight",
+            Act::WriteScattered(WRITE),
+            1,
+        ),
         Work {
             name: "getattr beside four 512 KiB reads",
             act: Act::Getattr,

@@ -223,6 +223,14 @@ fn lane(
             let (rotate, start) = step(count);
             vec![write(TARGET, count).rotating(rotate, start)]
         }
+        Act::ReadScattered(count) => {
+            let (rotate, start) = step(count);
+            vec![read(BIG_FILE, count).scattered().rotating(rotate, start)]
+        }
+        Act::WriteScattered(count) => {
+            let (rotate, start) = step(count);
+            vec![write(TARGET, count).scattered().rotating(rotate, start)]
+        }
     })
 }
 

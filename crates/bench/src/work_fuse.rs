@@ -172,6 +172,14 @@ fn lane(
             let (rotate, start) = step(count);
             vec![write(mounted.target, count).rotating(rotate, start)]
         }
+        Act::ReadScattered(count) => {
+            let (rotate, start) = step(count);
+            vec![read(mounted.big, count).scattered().rotating(rotate, start)]
+        }
+        Act::WriteScattered(count) => {
+            let (rotate, start) = step(count);
+            vec![write(mounted.target, count).scattered().rotating(rotate, start)]
+        }
     })
 }
 
