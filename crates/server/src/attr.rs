@@ -35,34 +35,13 @@ impl Session {
                 self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
             }
         }
-        Ok(self.rgetattr(&attr))
+        Ok(rgetattr(&attr, self.blksize()))
     }
 
-    /// The answer to a Tgetattr.
-    #[inline]
-    pub(crate) fn rgetattr(&self, attr: &Attr) -> Rgetattr {
-        // A power of two, as large as a message may be.
+    /// The least `st_blksize` told: a power of two, as large as a message may be.
+    pub(crate) fn blksize(&self) -> u64 {
         let unit = self.iounit().min(BLKSIZE);
-        let unit = 1 << unit.checked_ilog2().unwrap_or(0);
-        Rgetattr {
-            valid: P9_GETATTR_BASIC,
-            qid: qid_of(attr.file_type, attr.version, attr.unique),
-            mode: attr.mode,
-            uid: attr.uid,
-            gid: attr.gid,
-            nlink: attr.nlink,
-            rdev: attr.rdev,
-            size: attr.size,
-            blksize: attr.blksize.max(unit),
-            blocks: attr.blocks,
-            atime_sec: attr.atime.sec.cast_unsigned(),
-            atime_nsec: attr.atime.nsec.into(),
-            mtime_sec: attr.mtime.sec.cast_unsigned(),
-            mtime_nsec: attr.mtime.nsec.into(),
-            ctime_sec: attr.ctime.sec.cast_unsigned(),
-            ctime_nsec: attr.ctime.nsec.into(),
-            ..Rgetattr::default()
-        }
+        1 << unit.checked_ilog2().unwrap_or(0)
     }
 
     /// Changes attributes, through the open descriptor when there is one. EINVAL for nanoseconds that are none.
@@ -74,6 +53,30 @@ impl Session {
             self.share.setattr(pin.caller(NOGID), &pin.object(), &set)?;
         }
         Ok(Rsetattr)
+    }
+}
+
+/// The answer to a Tgetattr; `blksize` is what [`Session::blksize`] gives.
+#[inline]
+pub(crate) fn rgetattr(attr: &Attr, blksize: u64) -> Rgetattr {
+    Rgetattr {
+        valid: P9_GETATTR_BASIC,
+        qid: qid_of(attr.file_type, attr.version, attr.unique),
+        mode: attr.mode,
+        uid: attr.uid,
+        gid: attr.gid,
+        nlink: attr.nlink,
+        rdev: attr.rdev,
+        size: attr.size,
+        blksize: attr.blksize.max(blksize),
+        blocks: attr.blocks,
+        atime_sec: attr.atime.sec.cast_unsigned(),
+        atime_nsec: attr.atime.nsec.into(),
+        mtime_sec: attr.mtime.sec.cast_unsigned(),
+        mtime_nsec: attr.mtime.nsec.into(),
+        ctime_sec: attr.ctime.sec.cast_unsigned(),
+        ctime_nsec: attr.ctime.nsec.into(),
+        ..Rgetattr::default()
     }
 }
 

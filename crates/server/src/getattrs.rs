@@ -4,8 +4,9 @@
 //! As in `run`, only the plain case is done here; from the first request that is none, each is left to `attr`.
 
 use host::{Attr, Share};
-use wire::{Header, Message, Rgetattr, TGETATTR, Tgetattr};
+use wire::{Header, Message, NOTAG, TGETATTR, Tgetattr};
 
+use crate::attr::rgetattr;
 use crate::reply::Reply;
 use crate::request::Scratch;
 use crate::run::Neighbour;
@@ -49,25 +50,41 @@ impl Session {
             Some(attr) => share.stat(caller, object, attr).is_ok(),
             None => false,
         });
-        // The guest's memory is not touched under the lock.
+        // The guest's memory is not touched under the lock. All answers are made before the first is copied there: a
+        // copy reads in wide words what was just written in narrow ones, which waits until these are in the cache, and
+        // they come there after the stores of the copy before, which are slow.
+        let bytes = &mut scratch.bytes;
+        if bytes.len() < asked * RGETATTR_LEN {
+            bytes.resize(asked * RGETATTR_LEN, 0);
+        }
+        let (answers, _) = bytes.as_chunks_mut::<RGETATTR_LEN>();
+        let blksize = self.blksize();
+        let made = run
+            .iter()
+            .zip(&*attrs)
+            .zip(&mut *answers)
+            .take(asked)
+            .map(|((request, attr), answer)| {
+                let (tag, _) = decode(request.message)?;
+                rgetattr(attr, blksize).encode(tag, answer)
+            })
+            .take_while(|&made| made == Some(RGETATTR_LEN))
+            .count();
         let mut answered = 0;
-        for (request, attr) in run.iter_mut().zip(&*attrs).take(asked) {
-            let Some((tag, m)) = decode(request.message) else {
-                break;
-            };
+        for (request, answer) in run.iter_mut().zip(&*answers).take(made) {
             let reply = Reply {
                 to: request.reply,
-                tag,
+                // The answer has its own.
+                tag: NOTAG,
             };
             if reply.room(RGETATTR_LEN) < RGETATTR_LEN {
                 break;
             }
-            let answer: Rgetattr = self.rgetattr(attr);
-            let outcome = reply.send(&answer);
+            reply.put(answer);
             request.used = RGETATTR_LEN as u32;
             answered += 1;
             if log::log_enabled!(log::Level::Trace) {
-                log::trace!("{tag} {m:?}: {outcome:?}, a run");
+                log::trace!("{:?}: answered, in a run", decode(request.message));
             }
         }
         answered
