@@ -10,6 +10,7 @@ use std::hint;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use server::run::RUN_BYTES;
 use server::{How, Outcome, Scratch};
 
 use crate::chain;
@@ -31,7 +32,7 @@ const FLUSH: usize = 16;
 /// A request that moves more bytes than this is worked on when nothing smaller is ready.
 const LARGE: usize = 64 * 1024;
 /// Bytes of a large request that are moved before the ring is looked at, so that what is small need not wait long.
-const SLICE: usize = 128 * 1024;
+const SLICE: usize = RUN_BYTES;
 /// The same after so many large requests without a small one between them that the next will hardly be one: all that
 /// Linux's client moves at once.
 const LONG_SLICE: usize = 512 * 1024;

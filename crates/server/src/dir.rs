@@ -10,7 +10,7 @@ use wire::{
 use crate::failure::Failure;
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
-use crate::request::{Outcome, Scratch};
+use crate::request::{Outcome, Scratch, room};
 use crate::session::{Session, name};
 use crate::table::{State, Tables};
 use crate::walk::qid;
@@ -21,14 +21,6 @@ const LISTING: usize = 64 * 1024;
 
 /// Room for getdents64: its records are about as long as ours, and one of a name of 255 bytes must fit.
 const ENTRIES: std::ops::RangeInclusive<usize> = 1024..=64 * 1024;
-
-/// At least `len` bytes of a buffer that is kept from request to request.
-fn room(buf: &mut Vec<u8>, len: usize) -> &mut [u8] {
-    if buf.len() < len {
-        buf.resize(len, 0);
-    }
-    &mut buf[..len]
-}
 
 /// The qid of a directory entry: Linux takes only the path from it (for `d_ino`), so it costs no system call. The
 /// version is 0, "not known".

@@ -3,7 +3,6 @@
 //!
 //! Linux's client holds a fid of what it removes, so it is not Tunlinkat that frees the blocks but the Tclunk after it.
 
-use host::Object;
 use wire::{P9_DOTL_TRUNC, P9_SETATTR_SIZE, Tmessage};
 
 use crate::session::Session;
@@ -38,12 +37,9 @@ impl Session {
     /// Whether the fid `number` is all that keeps a large file without a name.
     #[inline]
     pub(crate) fn last_of_much(&self, tables: &mut Tables, number: u32) -> bool {
-        let is_much = |object: &Object<'_>| {
-            let stored = self.share.stored(object);
-            matches!(stored, Ok((bytes, 0)) if bytes >= MUCH)
-        };
-        tables
+        let stored = tables
             .last_of_removed(number)
-            .is_some_and(|glance| is_much(&glance.object()))
+            .map(|glance| self.share.stored(&glance.object()));
+        matches!(stored, Some(Ok((bytes, 0))) if bytes >= MUCH)
     }
 }

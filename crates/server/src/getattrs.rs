@@ -8,7 +8,7 @@ use wire::{Header, Message, NOTAG, TGETATTR, Tgetattr};
 
 use crate::attr::rgetattr;
 use crate::reply::Reply;
-use crate::request::Scratch;
+use crate::request::{Scratch, room};
 use crate::run::Neighbour;
 use crate::session::Session;
 
@@ -53,17 +53,13 @@ impl Session {
         // The guest's memory is not touched under the lock. All answers are made before the first is copied there: a
         // copy reads in wide words what was just written in narrow ones, which waits until these are in the cache, and
         // they come there after the stores of the copy before, which are slow.
-        let bytes = &mut scratch.bytes;
-        if bytes.len() < asked * RGETATTR_LEN {
-            bytes.resize(asked * RGETATTR_LEN, 0);
-        }
+        let bytes = room(&mut scratch.bytes, asked * RGETATTR_LEN);
         let (answers, _) = bytes.as_chunks_mut::<RGETATTR_LEN>();
         let blksize = self.blksize();
         let made = run
             .iter()
             .zip(&*attrs)
             .zip(&mut *answers)
-            .take(asked)
             .map(|((request, attr), answer)| {
                 let (tag, _) = decode(request.message)?;
                 rgetattr(attr, blksize).encode(tag, answer)

@@ -5,7 +5,7 @@ use wire::{Message, Rlink, Rreadlink, Rsymlink, Tlink, Treadlink, Tsymlink};
 use crate::failure::Failure;
 use crate::pin::NOGID;
 use crate::reply::Reply;
-use crate::request::{Outcome, Scratch};
+use crate::request::{Outcome, Scratch, room};
 use crate::session::{Session, name};
 use crate::walk::qid;
 
@@ -57,19 +57,15 @@ impl Session {
     ) -> Result<Outcome, Failure> {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
-        let target = &mut scratch.entries;
-        target.resize(target.len().max(PATH_MAX), 0);
-        let len = self
-            .share
-            .readlink(pin.caller(NOGID), &pin.object(), &mut target[..PATH_MAX])?;
+        let target = room(&mut scratch.entries, PATH_MAX);
+        let len = self.share.readlink(pin.caller(NOGID), &pin.object(), target)?;
         let message = Rreadlink {
             target: target.get(..len).unwrap_or_default(),
         };
         if self.reply_room(reply) < HEADER + len {
             return Err(Failure::new(libc::EMSGSIZE));
         }
-        let out = &mut scratch.bytes;
-        out.resize(out.len().max(HEADER + PATH_MAX), 0);
+        let out = room(&mut scratch.bytes, HEADER + PATH_MAX);
         let len = message
             .encode(reply.tag, out)
             .ok_or(Failure::new(libc::EMSGSIZE))?;

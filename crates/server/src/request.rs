@@ -72,6 +72,14 @@ pub struct Scratch {
     pub(crate) passed: Vec<(OwnedFd, Identity)>,
 }
 
+/// At least `len` bytes of a buffer that is kept from request to request, as those of [`Scratch`] are.
+pub(crate) fn room(buf: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buf.len() < len {
+        buf.resize(len, 0);
+    }
+    &mut buf[..len]
+}
+
 /// What the calling thread may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum How {

@@ -20,7 +20,7 @@ use crate::request::{Outcome, Scratch, TWRITE_HEADER};
 use crate::session::Session;
 use crate::table::State;
 
-/// Most bytes of a run: what one request has moved at a time.
+/// Most bytes of a run: what a device moves at a time of one request, while small ones come beside it.
 pub const RUN_BYTES: usize = 128 * 1024;
 
 /// Bytes of an Rwrite.

@@ -159,6 +159,11 @@ impl Fixture {
         std::fs::symlink_metadata(self.path(name)).unwrap()
     }
 
+    /// Whether the last request was left to another thread.
+    pub fn deferred(&mut self) -> bool {
+        self.client.transport().outcomes.first() == Some(&Outcome::Defer)
+    }
+
     /// Walks from the root to `name` and opens it.
     pub fn open(&mut self, fid: u32, name: &str, flags: u32) {
         self.client.walk_all(0, fid, &[name]).unwrap();

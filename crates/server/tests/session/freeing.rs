@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use server::{Limits, Outcome};
+use server::Limits;
 use wire::*;
 
 use crate::common::*;
@@ -11,11 +11,6 @@ const MUCH: usize = 2 << 20;
 
 fn large(f: &Fixture, name: &str) {
     f.write(name, vec![1; MUCH]);
-}
-
-/// Whether the last request was left to another thread.
-fn deferred(f: &mut Fixture) -> bool {
-    f.client.transport().outcomes.first() == Some(&Outcome::Defer)
 }
 
 fn each_model(test: impl Fn(&mut Fixture)) {
@@ -58,11 +53,11 @@ fn the_last_clunk_of_a_large_file_without_a_name() {
                     }
                 }
                 remove(f);
-                assert!(!deferred(f), "{how}: the fid keeps the file");
+                assert!(!f.deferred(), "{how}: the fid keeps the file");
                 f.client.clunk(1).unwrap();
-                assert!(!deferred(f), "{how} {open:?}: another fid keeps the file");
+                assert!(!f.deferred(), "{how} {open:?}: another fid keeps the file");
                 f.client.clunk(2).unwrap();
-                assert!(deferred(f), "{how} {open:?}");
+                assert!(f.deferred(), "{how} {open:?}");
                 assert!(f.client.clunk(2).is_err(), "{how}: it is gone");
             }
         }
@@ -80,12 +75,12 @@ fn a_clunk_that_frees_little_is_answered_at_once() {
             f.client.walk_all(0, 1, &[name]).unwrap();
             f.client.unlinkat(0, name, 0).unwrap();
             f.client.clunk(1).unwrap();
-            assert!(!deferred(f), "{name}");
+            assert!(!f.deferred(), "{name}");
         }
         large(f, "kept");
         f.open(1, "kept", O_RDWR);
         f.client.clunk(1).unwrap();
-        assert!(!deferred(f));
+        assert!(!f.deferred());
     });
 }
 
@@ -96,15 +91,15 @@ fn removing_a_large_file_by_its_fid() {
         fs::hard_link(f.path("file"), f.path("link")).unwrap();
         f.client.walk_all(0, 1, &["file"]).unwrap();
         f.client.remove(1).unwrap();
-        assert!(!deferred(f), "the other name keeps it");
+        assert!(!f.deferred(), "the other name keeps it");
         f.client.walk_all(0, 1, &["link"]).unwrap();
         f.client.remove(1).unwrap();
-        assert!(deferred(f));
+        assert!(f.deferred());
         f.write("small", "x");
         f.client.walk_all(0, 1, &["small"]).unwrap();
         f.client.walk_all(0, 2, &["small"]).unwrap();
         f.client.remove(1).unwrap();
-        assert!(!deferred(f));
+        assert!(!f.deferred());
         // It grew without a name.
         f.client.lopen(2, O_RDWR).unwrap();
         let mut at = 0;
@@ -112,7 +107,7 @@ fn removing_a_large_file_by_its_fid() {
             at += f.client.write(2, at as u64, &[1; 100_000]).unwrap() as usize;
         }
         f.client.clunk(2).unwrap();
-        assert!(deferred(f));
+        assert!(f.deferred());
     });
 }
 
@@ -131,15 +126,15 @@ fn truncating_a_large_file() {
             f.client.walk_all(0, 1, &["file"]).unwrap();
             for (to, long) in [(len as u64 * 2, false), (len as u64 - 1, false), (1, !small)] {
                 f.client.setattr(&size(to)).unwrap();
-                assert_eq!(deferred(f), long, "{to}");
+                assert_eq!(f.deferred(), long, "{to}");
                 assert_eq!(f.host("file").len(), to);
             }
             f.write("file", vec![1; len]);
             f.client.lopen(1, O_WRONLY | O_TRUNC).unwrap();
-            assert_eq!(deferred(f), !small);
+            assert_eq!(f.deferred(), !small);
             assert_eq!(f.host("file").len(), 0);
             f.client.clunk(1).unwrap();
-            assert!(!deferred(f));
+            assert!(!f.deferred());
         }
     });
 }

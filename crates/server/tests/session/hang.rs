@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use host::{MayHang, SecurityModel, Share, ShareOptions};
-use server::{How, Limits, Outcome};
+use server::{How, Limits};
 use testkit::Errno;
 use wire::*;
 
@@ -17,38 +17,34 @@ fn fixture(may_hang: MayHang) -> Fixture {
     Fixture::on(dir, share, Limits::default())
 }
 
-fn deferred(fixture: &mut Fixture) -> bool {
-    fixture.client.transport().outcomes.first() == Some(&Outcome::Defer)
-}
-
 #[test]
 fn what_may_hang_is_left_to_threads_that_may_wait() {
     let mut f = fixture(MayHang::Always);
     f.client
         .mkdir(0, "made", 0o755, 0)
         .expect("done once, though called twice");
-    assert!(deferred(&mut f));
+    assert!(f.deferred());
     assert_eq!(f.client.mkdir(0, "made", 0o755, 0), Err(Errno::EEXIST));
     f.client.clone_fid(0, 1).expect("clone");
-    assert!(deferred(&mut f));
+    assert!(f.deferred());
     f.client.stat(1).expect("getattr");
-    assert!(deferred(&mut f));
+    assert!(f.deferred());
     f.client.flush(7).expect("flush");
-    assert!(!deferred(&mut f), "a flush must not queue behind what it flushes");
+    assert!(!f.deferred(), "a flush must not queue behind what it flushes");
     f.client.clunk(1).expect("clunk");
-    assert!(!deferred(&mut f), "nothing is closed that was written to");
+    assert!(!f.deferred(), "nothing is closed that was written to");
     f.client.clone_fid(0, 1).expect("clone");
     f.client
         .lcreate(1, "file", P9_DOTL_RDWR, 0o600, 0)
         .expect("create");
     f.client.clunk(1).expect("clunk");
-    assert!(deferred(&mut f), "closing may write");
+    assert!(f.deferred(), "closing may write");
     // When the queue stops there is no other thread.
     f.client.transport().how = How::Last;
     f.client.stat(0).expect("getattr");
     f.client.transport().how = How::Inline;
     f.client.version(8192).expect("version");
-    assert!(!deferred(&mut f));
+    assert!(!f.deferred());
 }
 
 #[test]
@@ -56,6 +52,6 @@ fn what_does_not_hang_is_answered_at_once() {
     for may_hang in [MayHang::Auto, MayHang::Never] {
         let mut f = fixture(may_hang);
         f.client.stat(0).expect("getattr");
-        assert!(!deferred(&mut f), "{may_hang:?}: a temporary directory is local");
+        assert!(!f.deferred(), "{may_hang:?}: a temporary directory is local");
     }
 }
