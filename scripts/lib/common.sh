@@ -32,3 +32,14 @@ wait_for_socket() { # PATH PID SECONDS
     done
     return 1
 }
+
+# Has cargo build for AddressSanitizer from here on, in a directory of its own. The flag is one that
+# only a nightly compiler takes of itself; the runtime is part of every toolchain. With --target the
+# flags are not those of build scripts.
+sanitized() { # FURTHER RUSTFLAGS...
+    host_target=$(rustc -vV | sed -n 's/^host: //p')
+    export RUSTC_BOOTSTRAP=1 RUSTFLAGS="-Zsanitizer=address $*"
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repo/target}/sanitize
+    # Fds are closed by number in tests on purpose, and core dumps of a shadow memory are of no use.
+    export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_stack_use_after_return=1:disable_coredump=1}
+}

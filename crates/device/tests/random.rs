@@ -6,230 +6,13 @@ mod common;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use common::{Rig, assert_alive, link, memory, submit};
+use testkit::random::{Random, damaged_message};
 use testkit::ring::{INDIRECT, NEXT, WRITE};
-use testkit::scenario::Random;
 use testkit::{Descriptor, Machine, MachineOptions, RingOptions, Vmm};
 use wire::*;
 
 fn machine(rig: &Rig) -> Machine {
     rig.boot(Vmm::Qemu)
-}
-
-fn fid(random: &mut Random) -> u32 {
-    match random.below(20) {
-        0 => random.next() as u32,
-        _ => random.below(8) as u32,
-    }
-}
-
-fn number(random: &mut Random) -> u64 {
-    match random.below(6) {
-        0 => random.next(),
-        1 => u64::MAX - random.below(10) as u64,
-        2 => random.below(1 << 20) as u64,
-        _ => random.below(8) as u64,
-    }
-}
-
-fn name(random: &mut Random) -> &'static [u8] {
-    const NAMES: [&[u8]; 14] = [
-        b"a",
-        b"b",
-        b"c",
-        b"dir",
-        b"file",
-        b"file",
-        b"out",
-        b"up",
-        b"..",
-        b".",
-        b"../outside",
-        b"/",
-        b"",
-        b"user.x",
-    ];
-    NAMES[random.below(NAMES.len())]
-}
-
-/// A message with random fields, most of them such that it could succeed.
-fn valid_message(random: &mut Random, buf: &mut [u8]) -> usize {
-    let r = random;
-    let tag = r.below(70) as u16;
-    let (a, b) = (fid(r), fid(r));
-    let (x, y) = (number(r), number(r));
-    let (m, n) = (name(r), name(r));
-    let (p, q) = (number(r) as u32, number(r) as u32);
-    let names: [&[u8]; 3] = [name(r), name(r), name(r)];
-    let message: Tmessage<'_> = match r.below(30) {
-        0 => Tstatfs { fid: a }.into(),
-        1 | 2 => Tlopen { fid: a, flags: p }.into(),
-        3 => Tlcreate {
-            fid: a,
-            name: m,
-            flags: p,
-            mode: q,
-            gid: 0,
-        }
-        .into(),
-        4 => Tsymlink {
-            dfid: a,
-            name: m,
-            target: n,
-            gid: 0,
-        }
-        .into(),
-        5 => Tmknod {
-            dfid: a,
-            name: m,
-            mode: p,
-            major: 0,
-            minor: q,
-            gid: 0,
-        }
-        .into(),
-        6 => Trename {
-            fid: a,
-            dfid: b,
-            name: m,
-        }
-        .into(),
-        7 => Treadlink { fid: a }.into(),
-        8 => Tgetattr { fid: a, mask: x }.into(),
-        9 => Tsetattr {
-            fid: a,
-            valid: p,
-            mode: q,
-            size: x & 0xff_ffff,
-            atime_nsec: y,
-            ..Tsetattr::default()
-        }
-        .into(),
-        10 => Txattrwalk {
-            fid: a,
-            newfid: b,
-            name: m,
-        }
-        .into(),
-        11 => Txattrcreate {
-            fid: a,
-            name: m,
-            size: x,
-            flags: q,
-        }
-        .into(),
-        12 => Treaddir {
-            fid: a,
-            offset: x,
-            count: q,
-        }
-        .into(),
-        13 => Tfsync { fid: a, datasync: p }.into(),
-        14 => Tlock {
-            fid: a,
-            kind: p as u8,
-            flags: q,
-            start: x,
-            length: y,
-            proc_id: 1,
-            client_id: m,
-        }
-        .into(),
-        15 => Tgetlock {
-            fid: a,
-            kind: p as u8,
-            start: x,
-            length: y,
-            proc_id: 1,
-            client_id: m,
-        }
-        .into(),
-        16 => Tlink {
-            dfid: a,
-            fid: b,
-            name: m,
-        }
-        .into(),
-        17 => Tmkdir {
-            dfid: a,
-            name: m,
-            mode: p,
-            gid: 0,
-        }
-        .into(),
-        18 => Trenameat {
-            olddirfid: a,
-            oldname: m,
-            newdirfid: b,
-            newname: n,
-        }
-        .into(),
-        19 => Tunlinkat {
-            dirfd: a,
-            name: m,
-            flags: if p % 2 == 0 { 0 } else { P9_DOTL_AT_REMOVEDIR },
-        }
-        .into(),
-        20 => Tattach {
-            fid: a,
-            afid: NOFID,
-            uname: b"",
-            aname: b"",
-            n_uname: p,
-        }
-        .into(),
-        21 => Tflush {
-            oldtag: r.below(70) as u16,
-        }
-        .into(),
-        22..=24 => Twalk {
-            fid: a,
-            newfid: b,
-            names: Names::new(&names[..r.below(4)]),
-        }
-        .into(),
-        25 => Tread {
-            fid: a,
-            offset: x,
-            count: q,
-        }
-        .into(),
-        26 | 27 => Twrite {
-            fid: a,
-            offset: x & 0xff_ffff,
-            count: 8,
-            data: b"payload!",
-        }
-        .into(),
-        28 => Tclunk { fid: a }.into(),
-        _ => Tremove { fid: a }.into(),
-    };
-    message.encode(tag, buf).expect("it fits")
-}
-
-/// A message, one in four of them damaged.
-fn random_message(random: &mut Random) -> Vec<u8> {
-    let mut bytes = vec![0; 256];
-    let len = valid_message(random, &mut bytes);
-    bytes.truncate(len);
-    match random.below(16) {
-        0 => {
-            let at = random.below(len);
-            bytes[at] = random.next() as u8;
-        }
-        1 => bytes.truncate(1 + random.below(len)),
-        2 => {
-            let size = random.next() as u32;
-            bytes[..4].copy_from_slice(&size.to_le_bytes());
-        }
-        3 => {
-            for _ in 0..4 {
-                let at = 7 + random.below(len - 6);
-                bytes.insert(at.min(bytes.len()), random.next() as u8);
-            }
-        }
-        _ => (),
-    }
-    bytes
 }
 
 #[test]
@@ -252,7 +35,7 @@ fn random_messages_are_all_answered() {
     while std::time::Instant::now() < end {
         let mut tokens = Vec::new();
         for _ in 0..1 + random.below(20) {
-            let message = random_message(&mut random);
+            let message = damaged_message(&mut random);
             let capacity = [0, 5, 11, 12, 64, 160, 4096, 8192][random.below(8)];
             tokens.push(machine.client.transport().stage(&message, &[], capacity));
         }
@@ -318,7 +101,7 @@ fn random_chains_are_all_completed() {
     let area = memory(&machine).alloc(1 << 20, 4096);
     let end = std::time::Instant::now() + std::time::Duration::from_secs(1);
     while std::time::Instant::now() < end {
-        let message = random_message(&mut random);
+        let message = damaged_message(&mut random);
         area.write(0, &message);
         for at in 0..8 {
             let entry = random_descriptor(&mut random, area.gpa(), 8);

@@ -8,6 +8,7 @@ use std::path::Path;
 use wire::*;
 
 use crate::client::{Client, Errno};
+pub use crate::random::Random;
 use crate::transport::Transport;
 
 /// Bytes that differ from page to page, so that pages in a wrong order are noticed.
@@ -19,31 +20,6 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
     }
     bytes.truncate(len);
     bytes
-}
-
-/// xorshift64: small, and the same everywhere for one seed.
-#[derive(Clone, Debug)]
-pub struct Random(u64);
-
-impl Random {
-    /// A sequence of its own for each seed.
-    pub fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    /// The next number.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// A number below `end` (not 0).
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() >> 16) as usize % end
-    }
 }
 
 /// A host file read in the guest; a directory, a file and a symlink made in the guest and seen on the host; a large

@@ -1,11 +1,12 @@
-//! Any bytes, decoded in both directions and as directory entries; what decodes encodes to the same again.
+//! The message codec: any bytes in both directions, and as directory entries.
 
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
+use testkit::Random;
 use wire::{Dirents, Rmessage, Tmessage};
 
-fuzz_target!(|frame: &[u8]| {
+use crate::script::change_bytes;
+
+/// What decodes encodes, and decodes to the same again; nothing panics.
+pub fn run(frame: &[u8]) {
     // More than enough: only a Tfsync that came without datasync grows.
     let mut buf = vec![0; frame.len() + 64];
     if let Ok((tag, message)) = Tmessage::decode(frame) {
@@ -28,4 +29,20 @@ fuzz_target!(|frame: &[u8]| {
     }
     assert_eq!(buf[..len], frame[..len]);
     assert!(entries.next().is_none(), "an error is the last item");
-});
+}
+
+/// Changes `frame` a little; one in eight is a new one, and the size is mostly made right again.
+pub fn mutate(frame: &mut Vec<u8>, random: &mut Random) {
+    if random.below(8) == 0 {
+        *frame = testkit::random::damaged_message(random);
+    }
+    for _ in 0..1 + random.below(3) {
+        change_bytes(frame, random);
+    }
+    let len = frame.len() as u32;
+    if let Some(size) = frame.first_chunk_mut()
+        && random.below(4) > 0
+    {
+        *size = len.to_le_bytes();
+    }
+}

@@ -1,0 +1,38 @@
+//! Makes the corpus anew: `cargo run -p fuzz`. Inputs that are there and are not made here (`found-*`) stay.
+
+use std::fs;
+
+use fuzz::script::Script;
+use fuzz::{Target, session, work};
+use testkit::Client;
+use testkit::client::Errno;
+
+fn save(target: &str, name: &str, bytes: &[u8]) {
+    let corpus = Target::named(target).expect("a target").corpus();
+    fs::create_dir_all(&corpus).expect("mkdir");
+    fs::write(corpus.join(name), bytes).expect("write");
+}
+
+fn main() -> Result<(), Errno> {
+    sessions()?;
+    Ok(())
+}
+
+/// Each piece of work in another share mode; and, for the decoder, the first message of each type in it.
+fn sessions() -> Result<(), Errno> {
+    for (mode, (name, piece)) in (0..).zip(work::pieces()) {
+        let mut client = Client::mount(session::Recorder::new([mode, 0, 0, 0]), 8192)?;
+        piece(&mut client);
+        let script: &Script = client.transport().script();
+        save("session", name, &script.encode());
+        for (kind, body) in &script.records {
+            if let (session::MESSAGE, Some(kind)) = (*kind, body.get(6)) {
+                save("decode", &format!("t-{kind}"), &body[2..]);
+            }
+        }
+        for reply in client.transport().replies() {
+            save("decode", &format!("r-{}", reply[4]), reply);
+        }
+    }
+    Ok(())
+}
