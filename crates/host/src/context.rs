@@ -31,6 +31,7 @@ pub struct Context {
     root_key: (u64, u64),
     /// The root's mount, where the kernel tells.
     root_mount: Option<u64>,
+    confined: bool,
     caps: Caps,
     fsetid: bool,
     /// This process's user and group.
@@ -68,6 +69,7 @@ impl Context {
             options,
             root_key,
             root_mount: mount(&stat),
+            confined: is_mount_root(&stat),
             caps,
             fsetid,
             own: sys::cred::fs_ids(),
@@ -124,6 +126,14 @@ impl Context {
     /// kernel tells.
     pub fn is_at_home(&self, stat: &Statx) -> bool {
         self.root_mount.is_some() && mount(stat) == self.root_mount && stat.dev() == self.root_key.0
+    }
+
+    /// Whether the kernel keeps `..` inside the share for what [`is_at_home`](Context::is_at_home): the shared directory
+    /// is the root of its mount. From a directory that has been moved out of what a mount shows, `..` is ENOENT
+    /// (`path_connected` in fs/namei.c); the one way out is `..` of the mount's root itself, which is
+    /// [`is_root`](Context::is_root).
+    pub fn confined(&self) -> bool {
+        self.confined
     }
 
     /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.
@@ -271,4 +281,10 @@ impl Context {
 /// The mount that the object was reached by; `None` where the record does not say.
 fn mount(stat: &Statx) -> Option<u64> {
     (stat.stx_mask & libc::STATX_MNT_ID != 0).then_some(stat.stx_mnt_id)
+}
+
+/// Whether the object is the root of its mount, as far as the kernel tells (since Linux 5.8).
+fn is_mount_root(stat: &Statx) -> bool {
+    let bit = u64::from(libc::STATX_ATTR_MOUNT_ROOT.cast_unsigned());
+    stat.stx_attributes_mask & stat.stx_attributes & bit != 0
 }

@@ -3,11 +3,13 @@
 mod common;
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd};
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::Path;
 
 use common::*;
-use host::{FileType, MultiDevs, SecurityModel, Share, ShareOptions};
+use host::{FileType, MultiDevs, Object, SecurityModel, Share, ShareOptions};
 
 #[test]
 fn a_walk_finds_objects_and_follows_no_symlink() {
@@ -79,6 +81,123 @@ fn the_parent_never_lies_above_the_root() {
     std::fs::rename(&outside, f.dir.join("b")).unwrap();
     let (_, id) = f.share.parent(ROOT, &c.object()).unwrap();
     assert_eq!(id.ino, f.walk("b").id.ino);
+}
+
+/// Levels of a tree whose depth must not matter.
+const DEEP: usize = 20_000;
+
+/// Where making as many directories takes no time, if there is such a place.
+fn fast() -> &'static Path {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() {
+        memory
+    } else {
+        Path::new("/tmp")
+    }
+}
+
+/// Makes `depth` directories `d`, each in the one before, below `dir`; gives the last.
+fn dig(dir: &Node, depth: usize) -> OwnedFd {
+    let mut at = dir.path.try_clone().unwrap();
+    for _ in 0..depth {
+        // SAFETY: a constant NUL-terminated name.
+        let made = unsafe { libc::mkdirat(at.as_raw_fd(), c"d".as_ptr(), 0o755) };
+        assert_eq!(made, 0);
+        at = open_path(&at, c"d");
+    }
+    at
+}
+
+/// Takes them away again, which std's own removal does not do with so many.
+fn fill(deepest: OwnedFd, depth: usize) {
+    let mut at = deepest;
+    for _ in 0..depth {
+        at = open_path(&at, c"..");
+        // SAFETY: a constant NUL-terminated name.
+        unsafe { libc::unlinkat(at.as_raw_fd(), c"d".as_ptr(), libc::AT_REMOVEDIR) };
+    }
+}
+
+fn open_path(dir: &OwnedFd, name: &CStr) -> OwnedFd {
+    // SAFETY: a NUL-terminated name that lives over the call, which gives a descriptor of nobody else's.
+    unsafe {
+        let fd = libc::openat(dir.as_raw_fd(), name.as_ptr(), libc::O_PATH | libc::O_DIRECTORY);
+        assert!(fd >= 0);
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+/// To follow the parents up to the root took 100 ms for one `..` from here, and a walk may have sixteen.
+#[test]
+fn the_parent_is_found_without_going_up_to_the_root() {
+    let f = Fixture::within(fast(), SecurityModel::Squash, |_| {});
+    let deepest = dig(&f.root(), DEEP);
+    let object = Object::by_path(deepest.as_fd(), libc::S_IFDIR);
+    let begun = std::time::Instant::now();
+    for _ in 0..200 {
+        // No path tells where it is.
+        assert_eq!(errno(f.share.parent(ROOT, &object)), libc::ELOOP);
+    }
+    assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    fill(deepest, DEEP);
+    let near = dig(&f.root(), 1000);
+    let (above, _) = f
+        .share
+        .parent(ROOT, &Object::by_path(near.as_fd(), libc::S_IFDIR))
+        .unwrap();
+    let id = f
+        .share
+        .identify(&Object::by_path(above.as_fd(), libc::S_IFDIR))
+        .unwrap();
+    let is = f
+        .share
+        .identify(&Object::by_path(open_path(&near, c"..").as_fd(), libc::S_IFDIR));
+    assert_eq!(id, is.unwrap());
+    fill(near, 1000);
+}
+
+/// Where the shared directory is the root of its mount, as in the sandbox, the kernel keeps `..` inside.
+#[test]
+fn the_parent_in_a_mount_of_the_shared_directory() {
+    if !is_root() {
+        return;
+    }
+    std::thread::spawn(|| {
+        if !own_mounts() {
+            return;
+        }
+        let host = tempfile::tempdir_in(fast()).unwrap();
+        let shared = host.path().join("shared");
+        let at = host.path().join("mount");
+        std::fs::create_dir_all(shared.join("a/b/c")).unwrap();
+        std::fs::create_dir(&at).unwrap();
+        let _bound = bind(&shared, &at);
+        let f = Fixture::over(&at, SecurityModel::Passthrough, |_| {});
+        let deepest = dig(&f.root(), DEEP);
+        let object = Object::by_path(deepest.as_fd(), libc::S_IFDIR);
+        let begun = std::time::Instant::now();
+        for _ in 0..200 {
+            f.share.parent(ROOT, &object).unwrap();
+        }
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        fill(deepest, DEEP);
+        // Below a mount in it.
+        std::fs::create_dir(f.dir.join("sub")).unwrap();
+        let _sub = mount_with(c"tmpfs", &f.dir.join("sub"), "");
+        std::fs::create_dir_all(f.dir.join("sub/x/y")).unwrap();
+        let (_, id) = f.share.parent(ROOT, &f.walk("sub/x/y").object()).unwrap();
+        assert_eq!(id, f.walk("sub/x").id);
+        let (_, id) = f.share.parent(ROOT, &f.walk("sub").object()).unwrap();
+        assert_eq!(id, f.root().id);
+        // What the host moves out of the directory that is mounted.
+        let c = f.walk("a/b/c");
+        let (_, id) = f.share.parent(ROOT, &c.object()).unwrap();
+        assert_eq!(id, f.walk("a/b").id);
+        std::fs::rename(shared.join("a/b"), host.path().join("outside")).unwrap();
+        assert_eq!(errno(f.share.parent(ROOT, &c.object())), libc::ENOENT);
+    })
+    .join()
+    .unwrap();
 }
 
 #[test]

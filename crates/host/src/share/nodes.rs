@@ -1,5 +1,6 @@
 //! Finding objects: the root, one component down, one up.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -8,9 +9,6 @@ use crate::attr::{Attr, Caller, Identity};
 use crate::name::Name;
 use crate::sys;
 use crate::sys::attr::Record;
-
-/// How far up `..` looks for the root. Deeper trees exist only where somebody made one to see what happens.
-const DEPTH: usize = 65536;
 
 /// The type of an object that nobody has looked at yet; [`crate::ShareMode::identify`] finds out.
 const UNKNOWN: u32 = 0;
@@ -42,11 +40,13 @@ impl Share {
         })
     }
 
-    /// The parent of directory `dir` (`..` of a walk), the root for the root itself: never above the root.
+    /// The parent of directory `dir` (`..` of a walk), the root for the root itself: never above the root. A few
+    /// system calls, however deep the tree is.
     ///
     /// `..` is the only component the kernel's RESOLVE_BENEATH cannot guard here, because it starts at `dir`. A
     /// directory that the host moves out of the share while the guest holds it must not become a way out with it,
-    /// so whatever `..` gives is only handed out when its own chain of parents reaches the root. ENOENT if not.
+    /// so whatever `..` gives is only handed out when it is below the root. ENOENT if not; ELOOP where only a path
+    /// of more than PATH_MAX bytes could tell.
     pub fn parent(&self, caller: Caller, dir: &Object<'_>) -> io::Result<(OwnedFd, Identity)> {
         self.run("walk to the parent", caller, dir, None, || {
             if dir.host_type != libc::S_IFDIR {
@@ -60,33 +60,45 @@ impl Share {
                 return Ok((root, id));
             }
             let parent = up(dir.path)?;
-            self.check_beneath(parent.as_fd())?;
             let id = self
                 .mode
                 .identify(&Object::by_path(parent.as_fd(), libc::S_IFDIR))?;
+            if !(id.at_home && self.context.confined()) {
+                self.check_beneath(parent.as_fd())?;
+            }
             Ok((parent, id))
         })
     }
 
-    /// Follows the parents of `dir` up to the root of the share; ENOENT at the root of the file system.
+    /// ENOENT for a directory that is not below the root. The kernel says at once by which path a directory is
+    /// reached, and that path, followed from the root, must lead to it. To go up parent by parent would cost a guest
+    /// nothing and this process seconds: trees can be a million levels deep.
     fn check_beneath(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
-        let mut stat = sys::attr::stat(dir)?;
-        let mut held: Option<OwnedFd> = None;
-        for _ in 0..DEPTH {
-            if self.context.is_root(&stat) {
-                return Ok(());
-            }
-            let next = up(held.as_ref().map_or(dir, |fd| fd.as_fd()))?;
-            let above = sys::attr::stat(next.as_fd())?;
-            let same = (above.stx_ino, above.stx_dev_major, above.stx_dev_minor)
-                == (stat.stx_ino, stat.stx_dev_major, stat.stx_dev_minor);
-            if same {
-                return Err(sys::error(libc::ENOENT));
-            }
-            stat = above;
-            held = Some(next);
+        let stat = sys::attr::stat(dir)?;
+        if self.context.is_root(&stat) {
+            return Ok(());
         }
-        Err(sys::error(libc::ELOOP))
+        let proc = self.context.proc();
+        let path = proc.path_of(dir).map_err(|error| match sys::errno(&error) {
+            libc::ENAMETOOLONG => sys::error(libc::ELOOP),
+            _ => error,
+        })?;
+        let root = proc.path_of(self.context.root())?;
+        let root = root.strip_suffix(b"/").unwrap_or(&root);
+        let below = path.strip_prefix(root).and_then(|path| path.strip_prefix(b"/"));
+        let below = below.and_then(|below| CString::new(below).ok());
+        let outside = || sys::error(libc::ENOENT);
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let found = sys::path::open_below(self.context.root(), &below.ok_or_else(outside)?, flags);
+        let found = found.map_err(|error| match sys::errno(&error) {
+            libc::ENOTDIR | libc::ELOOP | libc::EXDEV => outside(),
+            _ => error,
+        })?;
+        let found = sys::attr::stat(found.as_fd())?;
+        match (found.stx_ino, found.dev()) == (stat.stx_ino, stat.dev()) {
+            true => Ok(()),
+            false => Err(outside()),
+        }
     }
 
     /// Which object, which version: one statx where the mode maps no types.

@@ -297,3 +297,20 @@ pub fn mount_with(kind: &CStr, at: &Path, options: &str) -> Mounted {
     assert_eq!(status, 0);
     Mounted(at)
 }
+
+/// Shows the directory `from` at `at` too.
+pub fn bind(from: &Path, at: &Path) -> Mounted {
+    let (from, at) = (c(from.to_str().unwrap()), c(at.to_str().unwrap()));
+    // SAFETY: NUL-terminated strings that live over the call.
+    let status = unsafe {
+        libc::mount(
+            from.as_ptr(),
+            at.as_ptr(),
+            c"".as_ptr(),
+            libc::MS_BIND,
+            std::ptr::null(),
+        )
+    };
+    assert_eq!(status, 0);
+    Mounted(at)
+}
