@@ -120,11 +120,19 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         return flag;
     }
     let ids = &options.ids;
+    let lacks = |cap| !context.caps().has(cap);
     if !ids.is_identity() && ids.owner_to_host(refusal.caller).is_err() {
         return format!(
             "guest user {} (group {}) has no id on the host by --uid-map and --gid-map, or a forbidden one; \
              extend the map",
             refusal.caller.uid, refusal.caller.gid
+        );
+    }
+    if refusal.op == "setattr" && refusal.errno == libc::EPERM && !ids.is_identity() && !lacks(CAP_FOWNER) {
+        return format!(
+            "{}; the options for users and groups say which owners the guest can give, and only files of such owners \
+             can get set-id bits",
+            owned(subject)
         );
     }
     if options.check_access == CheckAccess::Host {
@@ -137,7 +145,6 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
     }
     let (uid, gid) = cred::fs_ids();
     let process = format!("this process runs as {uid}:{gid}");
-    let lacks = |cap| !context.caps().has(cap);
     match refusal.op {
         "mknod" if refusal.errno == libc::EPERM && lacks(CAP_MKNOD) => format!(
             "{process} without CAP_MKNOD; run it as root, or use --security-model mapped-xattr, which keeps \

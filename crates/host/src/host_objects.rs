@@ -44,7 +44,8 @@ impl<R: OwnerRule> HostObjects<R> {
         }
     }
 
-    fn chown(&self, fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<()> {
+    /// False when the host refused it and the guest shall not see that.
+    fn chown(&self, fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<bool> {
         match sys::attr::chown(fd, uid, gid) {
             // EINVAL: an id that the process's user namespace does not have. The others: a file system without owners.
             Err(e)
@@ -53,17 +54,31 @@ impl<R: OwnerRule> HostObjects<R> {
                     libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS
                 ) =>
             {
-                R::refused(e)
+                R::refused(e).map(|()| false)
             }
-            other => other,
+            other => other.map(|()| true),
+        }
+    }
+
+    /// A new object did not get its owner. Where ids are restricted, it must not stay with an owner that the guest
+    /// could not give: EPERM.
+    fn may_keep_owner(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let ids = &self.context.options().ids;
+        if ids.is_identity() {
+            return Ok(());
+        }
+        let stat = sys::attr::stat(fd)?;
+        match ids.gives_uid(stat.stx_uid) && ids.gives_gid(stat.stx_gid) {
+            true => Ok(()),
+            false => Err(sys::error(libc::EPERM)),
         }
     }
 
     /// Gives a new object its owner, then its mode: chown clears set-id bits, and what the parent directory has
     /// passed on (set-group-id, an ACL) shall not change the mode that was asked for.
     fn finish(&self, fd: BorrowedFd<'_>, kind: u32, mode: u32, owner: Caller) -> io::Result<()> {
-        if owner.uid != u32::MAX || owner.gid != u32::MAX {
-            self.chown(fd, owner.uid, owner.gid)?;
+        if (owner.uid != u32::MAX || owner.gid != u32::MAX) && !self.chown(fd, owner.uid, owner.gid)? {
+            self.may_keep_owner(fd)?;
         }
         if kind == libc::S_IFLNK {
             return Ok(());
@@ -102,7 +117,10 @@ impl<R: OwnerRule> HostObjects<R> {
 
     /// As `finish`, for an object of type `kind` that has no descriptor yet; removes it on failure.
     fn made(&self, dir: &Object<'_>, name: &Name, kind: u32, mode: u32, owner: Caller) -> io::Result<()> {
-        let fd = self.context.lookup(dir.path, name.as_c_str())?;
+        let fd = self
+            .context
+            .lookup(dir.path, name.as_c_str())
+            .inspect_err(|_| self.discard(dir, name, kind))?;
         let stat = sys::attr::stat(fd.as_fd())?;
         // Somebody may have put another object in its place; a special file with a second name is not new.
         let there = u32::from(stat.stx_mode) & libc::S_IFMT;
@@ -113,6 +131,19 @@ impl<R: OwnerRule> HostObjects<R> {
             self.context
                 .undo(dir.path, name, fd.as_fd(), kind == libc::S_IFDIR)
         })
+    }
+
+    /// Removes what was just made and cannot be opened (no descriptor is left): a directory that is empty, anything
+    /// else that is of its type and has one name.
+    fn discard(&self, dir: &Object<'_>, name: &Name, kind: u32) {
+        let Ok(stat) = sys::attr::stat_at(dir.path, name.as_c_str()) else {
+            return;
+        };
+        let directory = kind == libc::S_IFDIR;
+        if u32::from(stat.stx_mode) & libc::S_IFMT == kind && (directory || stat.stx_nlink == 1) {
+            // The caller reports the first error.
+            let _ = sys::path::unlink(dir.path, name.as_c_str(), directory);
+        }
     }
 }
 
@@ -193,6 +224,7 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
     fn set_owner(&self, object: &Object<'_>, uid: Option<u32>, gid: Option<u32>) -> io::Result<()> {
         let _raised = self.context.keep_set_id()?;
         self.chown(object.path, uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX))
+            .map(drop)
     }
 
     fn get_xattr(&self, object: &Object<'_>, name: &CStr, buf: &mut [u8]) -> io::Result<usize> {

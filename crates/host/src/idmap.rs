@@ -3,7 +3,10 @@
 //! The rules, in the order in which an id of the guest meets them on its way to the host (creation, chown,
 //! the entries of an ACL):
 //!
-//! 1. `u32::MAX` means "nobody was named" on both sides and stays what it is (unless everybody is squashed).
+//! 1. `u32::MAX` is no id. Where an owner is to be found ("nobody was named": an attach without a user, a creation
+//!    without a group), it is whom `--squash-all` names, else whom `--squash-root` names, else the host's overflow id,
+//!    and never left open, because then it would be this process. Only without any of the options below it stays what
+//!    it is. Nothing can be given to it.
 //! 2. `--squash-root UID:GID`: guest user 0 becomes host user UID, guest group 0 becomes host group GID.
 //! 3. `--squash-all UID:GID`: every other guest id becomes UID or GID.
 //! 4. `--uid-map` / `--gid-map GUEST:HOST:COUNT`: with at least one range for users (or groups), an id
@@ -25,6 +28,20 @@ pub const OVERFLOW_ID: u32 = 65534;
 
 /// No id: what a mount that names nobody sends, what chown(2) takes for "leave it".
 pub const NO_ID: u32 = u32::MAX;
+
+/// The host's overflow user and group, which own nothing: what the kernel shows for ids that it cannot name. Reads
+/// `/proc/sys`; [`OVERFLOW_ID`] where that says nothing of use.
+pub fn overflow_ids() -> (u32, u32) {
+    let read = |path: &str| {
+        let text = std::fs::read_to_string(path).ok()?;
+        let id = text.trim().parse().ok()?;
+        (id != 0 && id != NO_ID).then_some(id)
+    };
+    (
+        read("/proc/sys/kernel/overflowuid").unwrap_or(OVERFLOW_ID),
+        read("/proc/sys/kernel/overflowgid").unwrap_or(OVERFLOW_ID),
+    )
+}
 
 /// As many ranges as Linux takes in a user namespace's `uid_map`.
 const MAX_RANGES: usize = 340;
@@ -50,6 +67,14 @@ pub struct IdRange {
     pub count: u32,
 }
 
+impl IdRange {
+    /// Whether neither side reaches [`NO_ID`].
+    fn is_sound(&self) -> bool {
+        // The last id may be at most one below `NO_ID`, which then is the first behind it.
+        self.guest.checked_add(self.count).is_some() && self.host.checked_add(self.count).is_some()
+    }
+}
+
 impl FromStr for IdRange {
     type Err = String;
     fn from_str(text: &str) -> Result<IdRange, String> {
@@ -69,8 +94,7 @@ impl FromStr for IdRange {
         if range.count == 0 {
             return Err(format!("the count in \"{text}\" must not be 0"));
         }
-        // `u32::MAX` is no id, so the last id may be at most one below it.
-        if range.guest.checked_add(range.count).is_none() || range.host.checked_add(range.count).is_none() {
+        if !range.is_sound() {
             return Err(format!("the ids in \"{text}\" go beyond 4294967294"));
         }
         Ok(range)
@@ -145,7 +169,7 @@ pub struct IdOptions {
 }
 
 /// One kind of ids (users or groups).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Map {
     /// Ordered by the guest's ids; empty: the same ids on both sides.
     by_guest: Vec<IdRange>,
@@ -153,10 +177,30 @@ struct Map {
     by_host: Vec<IdRange>,
     squash_root: Option<u32>,
     squash_all: Option<u32>,
+    /// The host's id for [`NO_ID`]; that itself where nothing is restricted.
+    nobody: u32,
 }
 
 impl Map {
-    fn new(option: &str, ranges: &[IdRange], root: Option<u32>, all: Option<u32>) -> Result<Map, String> {
+    /// The same ids on both sides.
+    const IDENTITY: Map = Map {
+        by_guest: Vec::new(),
+        by_host: Vec::new(),
+        squash_root: None,
+        squash_all: None,
+        nobody: NO_ID,
+    };
+
+    fn new(
+        option: &str,
+        ranges: &[IdRange],
+        root: Option<u32>,
+        all: Option<u32>,
+        overflow: u32,
+    ) -> Result<Map, String> {
+        if let Some(range) = ranges.iter().find(|range| !range.is_sound()) {
+            return Err(format!("the ids in \"{range}\" go beyond 4294967294"));
+        }
         if ranges.len() > MAX_RANGES {
             return Err(format!(
                 "{option} is given {} times; the most is {MAX_RANGES}",
@@ -191,6 +235,7 @@ impl Map {
             by_host,
             squash_root: root,
             squash_all: all,
+            nobody: all.or(root).unwrap_or(overflow),
         })
     }
 
@@ -200,6 +245,9 @@ impl Map {
 
     /// `None`: the guest has no such id.
     fn to_host(&self, id: u32) -> Option<u32> {
+        if id == NO_ID {
+            return None;
+        }
         if id == 0
             && let Some(host) = self.squash_root
         {
@@ -208,7 +256,7 @@ impl Map {
         if let Some(host) = self.squash_all {
             return Some(host);
         }
-        if id == NO_ID || self.by_guest.is_empty() {
+        if self.by_guest.is_empty() {
             return Some(id);
         }
         let at = self.by_guest.partition_point(|r| r.guest <= id).checked_sub(1)?;
@@ -217,70 +265,125 @@ impl Map {
         (offset < range.count).then(|| range.host + offset)
     }
 
+    /// As `to_host`, of an owner that may be nobody.
+    fn owner_to_host(&self, id: u32) -> Option<u32> {
+        match id {
+            NO_ID => Some(self.nobody),
+            id => self.to_host(id),
+        }
+    }
+
+    /// Whether some id of the guest, or none, is this one of the host.
+    fn reaches(&self, host: u32) -> bool {
+        if host == self.nobody || Some(host) == self.squash_all || Some(host) == self.squash_root {
+            return true;
+        }
+        if self.squash_all.is_some() {
+            return false;
+        }
+        let guest = match self.by_host.is_empty() {
+            true => Some(host),
+            false => self.mapped_to(host),
+        };
+        guest.is_some_and(|guest| guest != 0 || self.squash_root.is_none())
+    }
+
     fn to_guest(&self, id: u32) -> u32 {
         if self.by_host.is_empty() {
             return id;
         }
-        let at = self.by_host.partition_point(|r| r.host <= id);
-        let range = at.checked_sub(1).and_then(|at| self.by_host.get(at));
-        match range {
-            Some(range) if id - range.host < range.count => range.guest + (id - range.host),
-            _ => OVERFLOW_ID,
-        }
+        self.mapped_to(id).unwrap_or(OVERFLOW_ID)
+    }
+
+    /// The guest's id that a range maps to this one of the host.
+    fn mapped_to(&self, host: u32) -> Option<u32> {
+        let at = self.by_host.partition_point(|r| r.host <= host).checked_sub(1)?;
+        let range = self.by_host.get(at)?;
+        let offset = host - range.host;
+        (offset < range.count).then(|| range.guest + offset)
     }
 }
 
 /// The id rules of a share; [`IdMaps::default`] changes nothing and refuses nothing.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct IdMaps {
     users: Map,
     groups: Map,
     forbid: Vec<IdSpan>,
 }
 
+impl Default for IdMaps {
+    fn default() -> IdMaps {
+        IdMaps {
+            users: Map::IDENTITY,
+            groups: Map::IDENTITY,
+            forbid: Vec::new(),
+        }
+    }
+}
+
 impl IdMaps {
-    /// Checks the options together; the error is one sentence for the administrator.
+    /// Checks the options together, and reads the host's overflow ids; the error is one sentence for the
+    /// administrator.
     pub fn new(options: &IdOptions) -> Result<IdMaps, String> {
+        if *options == IdOptions::default() {
+            return Ok(IdMaps::default());
+        }
         let (root, all) = (options.squash_root, options.squash_all);
+        let (nobody, nogroup) = overflow_ids();
         Ok(IdMaps {
             users: Map::new(
                 "--uid-map",
                 &options.uid_map,
                 root.map(|p| p.uid),
                 all.map(|p| p.uid),
+                nobody,
             )?,
             groups: Map::new(
                 "--gid-map",
                 &options.gid_map,
                 root.map(|p| p.gid),
                 all.map(|p| p.gid),
+                nogroup,
             )?,
             forbid: options.forbid.clone(),
         })
     }
 
-    /// Whether ids are the same on both sides and none is refused.
+    /// Whether ids are the same on both sides and none is refused: none of the options was given.
     pub fn is_identity(&self) -> bool {
         self.users.is_identity() && self.groups.is_identity() && self.forbid.is_empty()
     }
 
+    fn is_forbidden(&self, host: u32) -> bool {
+        self.forbid.iter().any(|s| (s.first..=s.last).contains(&host))
+    }
+
     fn allowed(&self, host: Option<u32>) -> io::Result<u32> {
         match host {
-            Some(id) if id == NO_ID || !self.forbid.iter().any(|s| (s.first..=s.last).contains(&id)) => {
-                Ok(id)
-            }
+            Some(id) if !self.is_forbidden(id) => Ok(id),
             _ => Err(io::Error::from_raw_os_error(libc::EPERM)),
         }
     }
 
-    /// The host's user for the guest's; EPERM when there is none or it is forbidden.
+    /// The host's user for the guest's; EPERM when there is none ([`NO_ID`] included) or it is forbidden.
     pub fn uid_to_host(&self, uid: u32) -> io::Result<u32> {
         self.allowed(self.users.to_host(uid))
     }
 
-    /// The host's group for the guest's; EPERM when there is none or it is forbidden.
+    /// The host's group for the guest's; EPERM when there is none ([`NO_ID`] included) or it is forbidden.
     pub fn gid_to_host(&self, gid: u32) -> io::Result<u32> {
         self.allowed(self.groups.to_host(gid))
+    }
+
+    /// Whether the guest could give an object to this user of the host.
+    pub fn gives_uid(&self, host: u32) -> bool {
+        self.users.reaches(host) && !self.is_forbidden(host)
+    }
+
+    /// Whether the guest could give an object to this group of the host.
+    pub fn gives_gid(&self, host: u32) -> bool {
+        self.groups.reaches(host) && !self.is_forbidden(host)
     }
 
     /// The user that the guest sees.
@@ -293,11 +396,23 @@ impl IdMaps {
         self.groups.to_guest(gid)
     }
 
-    /// The owner of a new object in the host's ids, from who asks in the guest's; EPERM.
+    /// The owner of a new object in the host's ids, from who asks in the guest's; EPERM. Neither is [`NO_ID`], unless
+    /// nothing is restricted.
     pub fn owner_to_host(&self, caller: Caller) -> io::Result<Caller> {
         Ok(Caller {
-            uid: self.uid_to_host(caller.uid)?,
-            gid: self.gid_to_host(caller.gid)?,
+            uid: self.allowed(self.users.owner_to_host(caller.uid))?,
+            gid: self.allowed(self.groups.owner_to_host(caller.gid))?,
+        })
+    }
+
+    /// As whom an operation is done on the host; EPERM. Most operations name no group, and that is not made one here.
+    pub fn caller_to_host(&self, caller: Caller) -> io::Result<Caller> {
+        Ok(Caller {
+            uid: self.allowed(self.users.owner_to_host(caller.uid))?,
+            gid: match caller.gid {
+                NO_ID => NO_ID,
+                gid => self.gid_to_host(gid)?,
+            },
         })
     }
 
@@ -323,6 +438,11 @@ mod tests {
         })
     }
 
+    const NOBODY: Caller = Caller {
+        uid: NO_ID,
+        gid: NO_ID,
+    };
+
     fn errno<T: std::fmt::Debug>(result: io::Result<T>) -> Option<i32> {
         result.unwrap_err().raw_os_error()
     }
@@ -331,9 +451,82 @@ mod tests {
     fn without_options_nothing_changes() {
         let none = maps(&[], None, None, &[]).unwrap();
         assert!(none.is_identity());
-        for id in [0, 1, 1000, 65534, u32::MAX - 1, NO_ID] {
+        for id in [0, 1, 1000, 65534, u32::MAX - 1] {
             assert_eq!(none.uid_to_host(id).unwrap(), id);
             assert_eq!(none.uid_to_guest(id), id);
+            assert!(none.gives_uid(id) && none.gives_gid(id));
+        }
+        assert_eq!(none.owner_to_host(NOBODY).unwrap(), NOBODY);
+        assert_eq!(errno(none.uid_to_host(NO_ID)), Some(libc::EPERM));
+    }
+
+    #[test]
+    fn nobody_is_never_left_open_where_ids_are_restricted() {
+        let (nobody, nogroup) = overflow_ids();
+        let overflow = (nobody, nogroup);
+        for (uid, root, all, forbid, expected) in [
+            (&["0:100000:10"][..], None, None, &[][..], Some(overflow)),
+            (&[], Some("1000:1001"), None, &[], Some((1000, 1001))),
+            (&["0:5:1"], Some("1000:1001"), None, &["0"], Some((1000, 1001))),
+            (&[], Some("1000:1001"), Some("7:8"), &[], Some((7, 8))),
+            (&[], None, Some("0:0"), &[], Some((0, 0))),
+            (&[], None, None, &["0"], Some(overflow)),
+            (&[], None, None, &["0", "60000-65534"], None),
+            (&[], None, Some("7:8"), &["8"], None),
+        ] {
+            let m = maps(uid, root, all, forbid).unwrap();
+            let owner = m.owner_to_host(NOBODY).ok().map(|owner| (owner.uid, owner.gid));
+            assert_eq!(owner, expected);
+            // Nothing can be given to it.
+            assert_eq!(errno(m.uid_to_host(NO_ID)), Some(libc::EPERM));
+            assert_eq!(errno(m.gid_to_host(NO_ID)), Some(libc::EPERM));
+            // Most operations name no group.
+            let as_whom = m.caller_to_host(NOBODY);
+            assert!(as_whom.is_err() || as_whom.unwrap().gid == NO_ID);
+        }
+    }
+
+    #[test]
+    fn what_the_guest_can_give_is_known_from_the_hosts_side() {
+        let (nobody, _) = overflow_ids();
+        for (uid, root, all, forbid, reached, other) in [
+            (
+                &["0:1000:2"][..],
+                None,
+                None,
+                &[][..],
+                &[1000, 1001, nobody][..],
+                &[0, 1, 1002, 999][..],
+            ),
+            (&["0:1000:2"], Some("5:5"), None, &[], &[5, 1001], &[0, 1000]),
+            (&[], Some("5:5"), None, &[], &[5, 1, 70000], &[0]),
+            (&[], Some("0:0"), None, &[], &[0, 1], &[]),
+            (&[], Some("5:5"), Some("6:6"), &[], &[5, 6], &[0, 1, 7, nobody]),
+            (&[], None, None, &["0-99"], &[100], &[0, 99]),
+            (&["0:0:100"], None, None, &["0"], &[1, 99], &[0, 100, NO_ID]),
+        ] {
+            let m = maps(uid, root, all, forbid).unwrap();
+            for &id in reached {
+                assert!(m.gives_uid(id), "{m:?} {id}");
+            }
+            for &id in other {
+                assert!(!m.gives_uid(id), "{m:?} {id}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_map_made_without_parsing_is_checked_as_well() {
+        for (guest, host) in [(u32::MAX, 0), (0, u32::MAX), (5, u32::MAX - 1)] {
+            let options = IdOptions {
+                uid_map: vec![IdRange {
+                    guest,
+                    host,
+                    count: 2,
+                }],
+                ..IdOptions::default()
+            };
+            assert!(IdMaps::new(&options).unwrap_err().contains("go beyond"));
         }
     }
 
@@ -352,7 +545,6 @@ mod tests {
         assert_eq!(m.uid_to_host(1000).unwrap(), 1000);
         assert_eq!(m.uid_to_host(4_294_967_294).unwrap(), 7);
         assert_eq!(errno(m.uid_to_host(1001)), Some(libc::EPERM));
-        assert_eq!(m.uid_to_host(NO_ID).unwrap(), NO_ID);
         assert_eq!(m.uid_to_guest(100_999), 999);
         assert_eq!(m.uid_to_guest(101_000), OVERFLOW_ID);
         assert_eq!(m.uid_to_guest(0), OVERFLOW_ID);
@@ -371,7 +563,6 @@ mod tests {
         assert_eq!(m.uid_to_host(0).unwrap(), 1);
         assert_eq!(m.uid_to_host(55).unwrap(), 7);
         assert_eq!(m.gid_to_host(55).unwrap(), 8);
-        assert_eq!(m.uid_to_host(NO_ID).unwrap(), 7);
         assert_eq!(m.uid_to_guest(7), 7);
     }
 
@@ -384,7 +575,6 @@ mod tests {
             assert_eq!(m.uid_to_guest(id), id);
         }
         assert_eq!(m.uid_to_host(1000).unwrap(), 1000);
-        assert_eq!(m.uid_to_host(NO_ID).unwrap(), NO_ID);
         let squashed = maps(&[], Some("1000:1000"), None, &["0"]).unwrap();
         assert_eq!(squashed.uid_to_host(0).unwrap(), 1000);
     }

@@ -75,6 +75,13 @@ pub struct ShareOptions {
 }
 
 impl ShareOptions {
+    /// Whether the guest is kept from being some of the host's users: any of `--uid-map`, `--gid-map`, `--squash-root`,
+    /// `--squash-all`, `--forbid-ids`, or `--check-access host`. What would go round that, devices and the kernel's
+    /// own xattrs, cannot be allowed at the same time.
+    pub fn restricts_ids(&self) -> bool {
+        !self.ids.is_identity() || self.check_access == CheckAccess::Host
+    }
+
     /// The defaults for `directory`: QEMU's, in `model`.
     pub fn new(directory: impl Into<PathBuf>, model: SecurityModel) -> ShareOptions {
         ShareOptions {

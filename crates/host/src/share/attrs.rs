@@ -6,7 +6,13 @@ use std::io;
 use super::{Object, Share};
 use crate::acl;
 use crate::attr::{Caller, SetAttr, SetTime, StatFs};
+use crate::idmap::NO_ID;
 use crate::sys;
+
+/// Whether this is an id at all.
+fn named(id: &u32) -> bool {
+    *id != NO_ID
+}
 
 impl Share {
     /// Applies `set`, with or without a name left for the object. The order is size, owner, mode, times: a size
@@ -28,11 +34,14 @@ impl Share {
             }
         }
         if set.uid.is_some() || set.gid.is_some() {
-            let uid = set.uid.map(|uid| self.ids().uid_to_host(uid)).transpose()?;
-            let gid = set.gid.map(|gid| self.ids().gid_to_host(gid)).transpose()?;
+            // chown(2) takes -1 for "leave it", and QEMU passes it on.
+            let (uid, gid) = (set.uid.filter(named), set.gid.filter(named));
+            let uid = uid.map(|uid| self.ids().uid_to_host(uid)).transpose()?;
+            let gid = gid.map(|gid| self.ids().gid_to_host(gid)).transpose()?;
             self.mode.set_owner(object, uid, gid)?;
         }
         if let Some(mode) = set.mode {
+            self.may_set_id(object, mode)?;
             self.mode.set_mode(object, mode)?;
         }
         if atime != SetTime::Omit || mtime != SetTime::Omit {
@@ -44,6 +53,22 @@ impl Share {
         };
         if *set == only_ctime {
             self.mode.set_owner(object, None, None)?;
+        }
+        Ok(())
+    }
+
+    /// EPERM for a set-id bit on a program whose owner is none that the guest could give: it may write to such a file
+    /// as far as this process may, and would have a program of its own run as that owner. (A write takes the bit away;
+    /// this keeps it from coming back.) Where operations run as the caller, the host's kernel sees to it.
+    fn may_set_id(&self, object: &Object<'_>, mode: u32) -> io::Result<()> {
+        let ids = self.ids();
+        let (user, group) = (mode & libc::S_ISUID != 0, mode & libc::S_ISGID != 0);
+        if !self.plain || ids.is_identity() || object.host_type != libc::S_IFREG || !(user || group) {
+            return Ok(());
+        }
+        let stat = self.context.stat(object)?;
+        if (user && !ids.gives_uid(stat.stx_uid)) || (group && !ids.gives_gid(stat.stx_gid)) {
+            return Err(sys::error(libc::EPERM));
         }
         Ok(())
     }

@@ -172,7 +172,7 @@ impl Share {
             None => work(),
             Some(credentials) => self
                 .ids()
-                .owner_to_host(caller)
+                .caller_to_host(caller)
                 .and_then(|host| credentials.enter(host))
                 .and_then(|_user| work()),
         };
