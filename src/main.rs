@@ -7,6 +7,7 @@ mod args;
 mod config;
 mod inherited;
 mod limits;
+mod logger;
 mod signals;
 mod socket;
 
@@ -32,6 +33,12 @@ const CAPABILITIES: &str = r#"{
 "#;
 
 fn main() -> ExitCode {
+    let status = work();
+    logger::finish();
+    status
+}
+
+fn work() -> ExitCode {
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => return not_parsed(&error),
@@ -52,7 +59,7 @@ fn main() -> ExitCode {
 
 /// Tells why, in one line.
 fn fail(sentence: &str, status: u8) -> ExitCode {
-    eprintln!("error: {}.", sentence.trim_end_matches('.'));
+    logger::say(&format_args!("error: {}.", sentence.trim_end_matches('.')));
     ExitCode::from(status)
 }
 
@@ -80,11 +87,11 @@ fn start_log(level: Level) {
         Level::Debug => log::LevelFilter::Debug,
         Level::Trace => log::LevelFilter::Trace,
     };
-    env_logger::Builder::new()
-        .filter_level(filter)
-        .parse_default_env()
-        .format_target(false)
-        .init();
+    logger::init(filter);
+}
+
+fn no_thread(error: std::io::Error) -> Failure {
+    Failure::Environment(format!("No thread can be started: {error}."))
 }
 
 fn run(config: Config) -> Result<(), Failure> {
@@ -113,8 +120,8 @@ fn run(config: Config) -> Result<(), Failure> {
         }
         (None, Socket::Fd(_)) => return Err(Failure::Usage("--fd cannot be used.".to_string())),
     };
-    signals::watch(signals, Arc::clone(&stop), file.clone())
-        .map_err(|error| Failure::Environment(format!("No thread can be started: {error}.")))?;
+    logger::start_writer().map_err(no_thread)?;
+    signals::watch(signals, Arc::clone(&stop), file.clone()).map_err(no_thread)?;
     announce(&config, file.as_deref());
     let session_limits = Limits {
         fd_budget: limits::session_descriptors(descriptors),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use device::Stop;
 use nix::sys::signal::{SigSet, Signal};
 
+use crate::logger;
 use crate::socket::SocketFile;
 
 /// What a request that hangs on the host may delay the end.
@@ -40,6 +41,7 @@ pub fn watch(signals: SigSet, stop: Arc<Stop>, socket: Option<Arc<SocketFile>>) 
         if let Some(socket) = socket {
             socket.remove();
         }
+        logger::finish();
         process::exit(0);
     };
     thread::Builder::new().name("signals".to_string()).spawn(wait)?;

@@ -42,8 +42,6 @@ const ALONE: u32 = 64;
 const SPARE_MAX: usize = 64;
 /// Looks at the ring between two looks at the clock (which costs about as much as 20 of them).
 const LOOKS: u32 = 32;
-/// Malformed chains that are logged per connection.
-const COMPLAINTS: u32 = 8;
 
 /// The thread's state; lives as long as the connection, so that nothing is allocated per wake-up.
 pub struct Worker {
@@ -68,7 +66,6 @@ pub struct Worker {
     scratch: Scratch,
     cache: ViewCache,
     wakes: u64,
-    complaints: u32,
 }
 
 impl Worker {
@@ -89,7 +86,6 @@ impl Worker {
             scratch: Scratch::default(),
             cache: ViewCache::default(),
             wakes: 0,
-            complaints: 0,
         }
     }
 
@@ -220,7 +216,7 @@ impl Worker {
         match loaded {
             Ok(()) => Some(job),
             Err(error) => {
-                self.complain(head, error);
+                log::warn!("The guest sent a chain that is no request (descriptor {head}): {error}");
                 self.done.push(Used { head, len: 0 });
                 self.reuse(job);
                 None
@@ -326,16 +322,6 @@ impl Worker {
         self.step(job);
         while self.large.len() > rest {
             self.slice();
-        }
-    }
-
-    fn complain(&mut self, head: u16, error: Malformed) {
-        if self.complaints < COMPLAINTS {
-            self.complaints += 1;
-            log::warn!("The guest sent a chain that is no request (descriptor {head}): {error}");
-            if self.complaints == COMPLAINTS {
-                log::warn!("Further chains of that kind are not reported.");
-            }
         }
     }
 }

@@ -1,37 +1,19 @@
 //! Why the host refused something, in one sentence for whoever runs the program: the file, the rule, the way out.
 //! Only the path of an error comes here, so it may ask the host again; what it says is what it finds then.
 
-use std::fmt::Write;
+use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
 
 use crate::attr::Caller;
 use crate::context::Context;
 use crate::name::Name;
 use crate::options::{CheckAccess, SecurityModel};
 use crate::share::Object;
+use crate::shown::{self, Shown};
 use crate::sys;
 use crate::sys::attr::Statx;
 use crate::sys::cred::{self, CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_MKNOD};
-
-/// At most this many sentences in [`PERIOD`]: a guest can cause as many refusals as it likes.
-const SENTENCES: u32 = 10;
-const PERIOD: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Default)]
-struct Spent {
-    since: Option<Instant>,
-    said: u32,
-    missed: u64,
-}
-
-/// Says it, now and then.
-#[derive(Debug, Default)]
-pub struct Explainer {
-    spent: Mutex<Spent>,
-}
 
 /// One refusal.
 pub struct Refusal<'a> {
@@ -47,56 +29,29 @@ pub struct Refusal<'a> {
     pub errno: i32,
 }
 
-impl Explainer {
-    /// Whether a sentence may be said at `now`; how many were not since the last.
-    fn may_speak(&self, now: Instant) -> Option<u64> {
-        let mut spent = self.spent.lock().unwrap_or_else(|p| p.into_inner());
-        if spent
-            .since
-            .is_none_or(|since| now.duration_since(since) >= PERIOD)
-        {
-            spent.since = Some(now);
-            spent.said = 0;
-        }
-        if spent.said >= SENTENCES {
-            spent.missed = spent.missed.saturating_add(1);
-            return None;
-        }
-        spent.said += 1;
-        Some(std::mem::take(&mut spent.missed))
-    }
+/// Logs one sentence about `refusal`. It is put together only if the log takes it: a guest can cause as many
+/// refusals as it likes.
+pub fn denied(context: &Context, refusal: &Refusal<'_>) {
+    log::warn!("{}", Sentence { context, refusal });
+}
 
-    /// Logs one sentence about `refusal`.
-    pub fn denied(&self, context: &Context, refusal: &Refusal<'_>) {
-        if !log::log_enabled!(log::Level::Warn) {
-            return;
-        }
-        let Some(missed) = self.may_speak(Instant::now()) else {
-            return;
-        };
-        let sentence = sentence(context, refusal);
-        if missed > 0 {
-            log::warn!("{sentence} ({missed} refusals before this one are not shown)");
-        } else {
-            log::warn!("{sentence}");
-        }
-    }
+struct Sentence<'a> {
+    context: &'a Context,
+    refusal: &'a Refusal<'a>,
 }
 
 /// `op "path": error: rule; remedy`.
-fn sentence(context: &Context, refusal: &Refusal<'_>) -> String {
-    let path = context.proc().path_of(refusal.object.path).unwrap_or_default();
-    let mut text = format!("{} \"{}", refusal.op, path.escape_ascii());
-    if let Some(name) = refusal.name {
-        let _ = write!(text, "/{}", name.as_bytes().escape_ascii());
+impl fmt::Display for Sentence<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Sentence { context, refusal } = self;
+        let path = context.proc().path_of(refusal.object.path).unwrap_or_default();
+        write!(f, "{} \"{}", refusal.op, Shown::end(&path, shown::PATH))?;
+        if let Some(name) = refusal.name {
+            write!(f, "/{}", Shown::all(name.as_bytes()))?;
+        }
+        let error = io::Error::from_raw_os_error(refusal.errno);
+        write!(f, "\" was refused ({error}): {}", rule(context, refusal))
     }
-    let _ = write!(
-        text,
-        "\" was refused ({}): {}",
-        io::Error::from_raw_os_error(refusal.errno),
-        rule(context, refusal)
-    );
-    text
 }
 
 fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
@@ -232,22 +187,4 @@ fn belongs(stat: &Statx) -> String {
         stat.stx_gid,
         stat.stx_mode & 0o7777
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_guest_cannot_flood_the_log() {
-        let explainer = Explainer::default();
-        let start = Instant::now();
-        let said = (0..1000).filter(|_| explainer.may_speak(start).is_some()).count();
-        assert_eq!(said, SENTENCES as usize);
-        assert_eq!(
-            explainer.may_speak(start + PERIOD),
-            Some(1000 - u64::from(SENTENCES))
-        );
-        assert_eq!(explainer.may_speak(start + PERIOD), Some(0));
-    }
 }

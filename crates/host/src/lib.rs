@@ -23,6 +23,7 @@ pub mod options;
 mod passthrough;
 mod remote;
 pub mod share;
+mod shown;
 mod squash;
 pub mod sys;
 pub mod types;

@@ -33,8 +33,18 @@ pub struct Program {
 impl Program {
     /// Starts `command`, the program or what runs it, on the directory `share` in `base` (which is there already), in
     /// squash and with `options`, and waits until its socket is there.
-    pub fn start(mut command: Command, base: TempDir, options: &[&str]) -> Program {
+    pub fn start(command: Command, base: TempDir, options: &[&str]) -> Program {
         let log = File::create(base.path().join("log")).expect("create");
+        Program::start_telling(log, command, base, options)
+    }
+
+    /// As [`Program::start`], with `stderr` for its log.
+    pub fn start_telling(
+        stderr: impl Into<Stdio>,
+        mut command: Command,
+        base: TempDir,
+        options: &[&str],
+    ) -> Program {
         let child = command
             .arg("--socket-path")
             .arg(base.path().join("socket"))
@@ -43,7 +53,7 @@ impl Program {
             .args(["--security-model", "squash"])
             .args(options)
             .stdin(Stdio::null())
-            .stderr(log)
+            .stderr(stderr)
             .spawn()
             .expect("the program starts");
         let mut program = Program { base, child };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use crate::attr::Caller;
 use crate::context::Context;
 use crate::creds::{self, Credentials};
-use crate::explain::{Explainer, Refusal};
+use crate::explain::{self, Refusal};
 use crate::idmap::IdMaps;
 use crate::mapped_file::MappedFile;
 use crate::mapped_xattr::MappedXattr;
@@ -74,7 +74,6 @@ pub struct Share {
     plain: bool,
     /// With `--check-access host`.
     credentials: Option<Credentials>,
-    explainer: Explainer,
     read_ahead: ReadAhead,
     positions: Positions,
     mounts: Mounts,
@@ -141,7 +140,6 @@ impl Share {
             mode,
             plain: !mapped,
             credentials,
-            explainer: Explainer::default(),
             read_ahead: ReadAhead::default(),
             positions: Positions::default(),
             mounts: Mounts::new(&context),
@@ -186,7 +184,7 @@ impl Share {
                     caller,
                     errno,
                 };
-                self.explainer.denied(&self.context, &refusal);
+                explain::denied(&self.context, &refusal);
             }
         })
     }
