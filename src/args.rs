@@ -91,6 +91,13 @@ pub struct Args {
     #[arg(long, value_name = "MODE", default_value = "0700", value_parser = permissions, help_heading = FILES)]
     pub dmode: u32,
 
+    /// Let the guest make block and character devices on the host
+    ///
+    /// With --security-model passthrough only, and not together with an option that restricts users or groups. Whoever
+    /// can reach the directory on the host and is let by their permissions can open them: mount it nodev if you can.
+    #[arg(long, help_heading = FILES)]
+    pub allow_devices: bool,
+
     /// Several file systems below the directory
     #[arg(long, value_name = "HOW", default_value = "remap", help_heading = FILES)]
     pub multidevs: Devices,

@@ -83,11 +83,13 @@ impl Config {
             Checks::Guest => CheckAccess::Guest,
             Checks::Host => CheckAccess::Host,
         };
+        share.allow_devices = args.allow_devices;
         share.may_hang = match args.may_hang {
             Hangs::Auto => MayHang::Auto,
             Hangs::Always => MayHang::Always,
             Hangs::Never => MayHang::Never,
         };
+        share.check().map_err(Failure::Usage)?;
         Ok(Config {
             socket,
             share,

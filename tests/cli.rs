@@ -174,6 +174,7 @@ fn help_explains_itself() {
         "--squash-root",
         "--squash-all",
         "--forbid-ids",
+        "--allow-devices",
         "share=on",
         "vhost-user-test-device-pci",
         "mount -t 9p",
@@ -215,6 +216,36 @@ fn a_wrong_command_line_is_one_sentence_and_status_2() {
         "overlap",
     );
     refused(&mut place.command(&["--multidevs", "perhaps"]), 2, "perhaps");
+    for id in ["4294967295:0", "0:4294967295", "+1:0", ":", "0"] {
+        refused(&mut place.command(&["--squash-all", id]), 2, id);
+        refused(&mut place.command(&["--squash-root", id]), 2, id);
+    }
+    for range in [
+        "4294967295:0:1",
+        "0:4294967295:1",
+        "0:0:4294967295",
+        "2:0:4294967294",
+    ] {
+        refused(&mut place.command(&["--uid-map", range]), 2, range);
+    }
+    refused(
+        &mut place.command(&["--forbid-ids", "0-4294967295"]),
+        2,
+        "4294967294",
+    );
+    for restriction in [
+        &["--security-model", "squash"][..],
+        &["--security-model", "mapped"],
+        &["--squash-root", "1:1"],
+        &["--squash-all", "1:1"],
+        &["--uid-map", "0:1:1"],
+        &["--gid-map", "0:1:1"],
+        &["--forbid-ids", "0"],
+        &["--check-access", "host"],
+    ] {
+        let both = [restriction, &["--allow-devices"]].concat();
+        refused(&mut place.command(&both), 2, "--allow-devices");
+    }
     refused(&mut place.command(&["--tag", ""]), 2, "tag");
     refused(&mut place.command(&["--tag", &"x".repeat(255)]), 2, "255 bytes");
     refused(

@@ -43,7 +43,11 @@ const ORDINARY: u32 = 1234;
 /// Every kind of work, with every cache mode of the client, on one kernel. One of the two tests has
 /// a second processor, so that requests are also made at the same time.
 fn all_kinds_of_work(kernel: &str, cpus: u32) {
-    let backend = Backend::start("passthrough");
+    let backend = Setup {
+        options: &["--allow-devices"],
+        ..Setup::ROOT
+    }
+    .start();
     fs::write(backend.share().join("from-the-host"), "written on the host\n").unwrap();
     let locked = File::create(backend.share().join("locked-by-the-host")).unwrap();
     let lock = libc::flock {
@@ -174,11 +178,15 @@ fn pjdfstest_in_every_mode_as_root() {
         tag: model,
         ..Setup::ROOT
     };
+    let passthrough = Setup {
+        options: &["--allow-devices"],
+        ..share("passthrough")
+    };
     posix_behaviour(&[
         (share("mapped-file"), &[]),
         (share("mapped-xattr"), &[]),
-        (share("passthrough"), &[]),
-        (share("squash"), &[]),
+        (passthrough, &[]),
+        (share("squash"), &[pjdfstest::NO_DEVICES]),
     ]);
 }
 
@@ -195,7 +203,10 @@ fn pjdfstest_without_privileges() {
     posix_behaviour(&[
         (share("mapped-file"), &[]),
         (share("mapped-xattr"), &[]),
-        (share("squash"), &pjdfstest::SQUASH_WITHOUT_PRIVILEGES),
+        (
+            share("squash"),
+            &[pjdfstest::NO_DEVICES, pjdfstest::SQUASH_WITHOUT_PRIVILEGES],
+        ),
     ]);
 }
 

@@ -23,7 +23,11 @@ impl Ours {
             Mode::MappedXattr => SecurityModel::MappedXattr,
             Mode::MappedFile => SecurityModel::MappedFile,
         };
-        let share = Share::open(&ShareOptions::new(directory, model)).expect("the share opens");
+        let options = ShareOptions {
+            allow_devices: mode == Mode::Passthrough,
+            ..ShareOptions::new(directory, model)
+        };
+        let share = Share::open(&options).expect("the share opens");
         Ours {
             session: Session::new(Arc::new(share), Limits::default()),
             scratch: Scratch::default(),

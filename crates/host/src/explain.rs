@@ -15,6 +15,9 @@ use crate::sys;
 use crate::sys::attr::Statx;
 use crate::sys::cred::{self, CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_MKNOD};
 
+/// The operation of making a device where that is not allowed.
+pub const DEVICE: &str = "mknod of a device";
+
 /// One refusal.
 pub struct Refusal<'a> {
     /// The operation, as a verb.
@@ -62,6 +65,19 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         } else {
             "the file system is mounted read-only on the host; remount it read-write".to_owned()
         };
+    }
+    if refusal.op == DEVICE {
+        return match options.model {
+            SecurityModel::Passthrough if !options.restricts_ids() => {
+                "it would be a device of the host's; --allow-devices lets the guest make such, and --security-model \
+                 mapped-xattr keeps the guest's devices in plain files"
+            }
+            _ => {
+                "it would be a device of the host's, which only --security-model passthrough without restricted users \
+                 can let the guest make (--allow-devices); mapped-xattr keeps the guest's devices in plain files"
+            }
+        }
+        .to_owned();
     }
     let Ok(object) = sys::attr::stat(refusal.object.path) else {
         return "the object cannot be looked at".to_owned();

@@ -51,6 +51,9 @@ pub enum MayHang {
     Never,
 }
 
+const RESTRICTIONS: &str =
+    "--uid-map, --gid-map, --squash-root, --squash-all, --forbid-ids or --check-access host";
+
 /// Everything a [`crate::Share`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
@@ -72,6 +75,8 @@ pub struct ShareOptions {
     pub check_access: CheckAccess,
     /// Whether system calls may hang.
     pub may_hang: MayHang,
+    /// Where special files are the host's own: whether the guest may make block and character devices.
+    pub allow_devices: bool,
 }
 
 impl ShareOptions {
@@ -80,6 +85,24 @@ impl ShareOptions {
     /// own xattrs, cannot be allowed at the same time.
     pub fn restricts_ids(&self) -> bool {
         !self.ids.is_identity() || self.check_access == CheckAccess::Host
+    }
+
+    /// Whether the options go together; the error is one sentence.
+    pub fn check(&self) -> Result<(), String> {
+        if self.allow_devices && self.model != SecurityModel::Passthrough {
+            return Err(
+                "--allow-devices needs --security-model passthrough: the mapped models keep devices in plain files \
+                 anyway, and with squash files belong to somebody else than who makes them"
+                    .to_owned(),
+            );
+        }
+        if self.allow_devices && self.restricts_ids() {
+            return Err(format!(
+                "--allow-devices cannot be used together with {RESTRICTIONS}: whoever may open a device node on the \
+                 host is not held by these"
+            ));
+        }
+        Ok(())
     }
 
     /// The defaults for `directory`: QEMU's, in `model`.
@@ -94,6 +117,7 @@ impl ShareOptions {
             multidevs: MultiDevs::default(),
             check_access: CheckAccess::default(),
             may_hang: MayHang::default(),
+            allow_devices: false,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use common::*;
 use host::sys::cred::{CAP_CHOWN, Caps};
-use host::{Caller, IdMaps, IdOptions, SecurityModel, SetAttr};
+use host::{Caller, CheckAccess, IdMaps, IdOptions, SecurityModel, SetAttr, ShareOptions};
 
 const BOTH: [SecurityModel; 2] = [SecurityModel::Passthrough, SecurityModel::Squash];
 
@@ -264,4 +264,100 @@ fn a_refused_owner_is_not_forgiven_where_the_object_would_stay_roots() {
         f.try_create(user(1000), "file", libc::O_RDWR, 0o755).unwrap();
     };
     std::thread::scope(|scope| scope.spawn(without).join().unwrap());
+}
+
+#[test]
+fn a_device_of_the_hosts_is_made_only_where_that_is_allowed() {
+    if !is_root() {
+        return;
+    }
+    let zero = libc::makedev(1, 5);
+    let refused = |f: &Fixture, what: &str| {
+        let root = f.root();
+        let root = root.object();
+        std::fs::write(f.dir.join("taken"), "").unwrap();
+        for kind in [libc::S_IFCHR, libc::S_IFBLK] {
+            for who in [ROOT, user(1000), NAMELESS[0], NAMELESS[2]] {
+                for rdev in [zero, 1, u64::MAX, 1 << 32] {
+                    let made = f.share.mknod(who, &root, &name("dev"), kind | 0o666, rdev);
+                    assert_eq!(errno(made), libc::EPERM, "{what}");
+                }
+                let made = f.share.mknod(who, &root, &name("taken"), kind | 0o666, zero);
+                assert_eq!(errno(made), libc::EEXIST, "{what}");
+            }
+        }
+        assert_eq!(
+            errno(f.share.mknod(ROOT, &root, &name("b"), libc::S_IFBLK, 0)),
+            libc::EPERM
+        );
+        assert_eq!(std::fs::read_dir(&f.dir).unwrap().count(), 1, "{what}");
+        // No device: an overlay's whiteout, a FIFO, a socket.
+        for (kind, made) in [
+            (libc::S_IFCHR, "whiteout"),
+            (libc::S_IFIFO, "fifo"),
+            (libc::S_IFSOCK, "socket"),
+        ] {
+            f.share
+                .mknod(user(1000), &root, &name(made), kind | 0o600, 0)
+                .unwrap();
+        }
+    };
+    for model in BOTH {
+        for options in restrictions().into_iter().chain([IdOptions::default()]) {
+            refused(&fixture(model, &options), &format!("{model:?} {options:?}"));
+        }
+    }
+    let f = Fixture::with(SecurityModel::Passthrough, |o| o.allow_devices = true);
+    let root = f.root();
+    f.share
+        .mknod(
+            user(1000),
+            &root.object(),
+            &name("dev"),
+            libc::S_IFCHR | 0o600,
+            zero,
+        )
+        .unwrap();
+    assert_eq!(std::fs::metadata(f.dir.join("dev")).unwrap().rdev(), zero);
+    // Nobody opens it, allowed or not.
+    assert_eq!(errno(f.try_open("dev", libc::O_RDONLY)), libc::ENXIO);
+    // Mapped, it is an empty file.
+    for model in [SecurityModel::MappedXattr, SecurityModel::MappedFile] {
+        let f = Fixture::new(model);
+        let root = f.root();
+        f.share
+            .mknod(ROOT, &root.object(), &name("dev"), libc::S_IFCHR | 0o666, zero)
+            .unwrap();
+        assert!(std::fs::metadata(f.dir.join("dev")).unwrap().is_file());
+        assert_eq!(f.attr(&f.walk("dev")).rdev, zero);
+    }
+}
+
+#[test]
+fn what_goes_round_a_restriction_cannot_be_allowed_beside_it() {
+    let check = |model, change: &dyn Fn(&mut ShareOptions)| {
+        let mut options = ShareOptions::new("/", model);
+        options.allow_devices = true;
+        change(&mut options);
+        options.check()
+    };
+    assert_eq!(check(SecurityModel::Passthrough, &|_| ()), Ok(()));
+    for model in [
+        SecurityModel::Squash,
+        SecurityModel::MappedXattr,
+        SecurityModel::MappedFile,
+    ] {
+        let error = check(model, &|_| ()).unwrap_err();
+        assert!(error.contains("--security-model passthrough"), "{error}");
+    }
+    for ids in restrictions() {
+        let error = check(SecurityModel::Passthrough, &|o| {
+            o.ids = IdMaps::new(&ids).unwrap()
+        });
+        assert!(error.unwrap_err().contains("--squash-root"));
+    }
+    let host = check(SecurityModel::Passthrough, &|o| {
+        o.check_access = CheckAccess::Host
+    });
+    assert!(host.unwrap_err().contains("--check-access host"));
 }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Object, Share};
 use crate::attr::{Caller, FileType, Identity};
+use crate::explain::DEVICE;
 use crate::name::Name;
 use crate::sys;
 
@@ -108,7 +109,7 @@ impl Share {
     }
 
     /// Makes a special file; `mode` has type bits, `rdev` is a glibc `dev_t`. EINVAL for a type that mknod(2) does
-    /// not make.
+    /// not make. EPERM for a device that would be one of the host's, unless the options allow it.
     pub fn mknod(
         &self,
         caller: Caller,
@@ -117,8 +118,20 @@ impl Share {
         mode: u32,
         rdev: u64,
     ) -> io::Result<Identity> {
-        self.change("mknod", caller, dir, Some(name), || {
+        let op = match self.may_make(mode, rdev) {
+            true => "mknod",
+            false => DEVICE,
+        };
+        self.change(op, caller, dir, Some(name), || {
             self.allowed(name)?;
+            if op == DEVICE {
+                // As mknod(2) of somebody without CAP_MKNOD, who learns first that the name is taken.
+                return match sys::attr::stat_at(dir.path, name.as_c_str()) {
+                    Ok(_) => Err(sys::error(libc::EEXIST)),
+                    Err(e) if sys::errno(&e) == libc::ENOENT => Err(sys::error(libc::EPERM)),
+                    Err(e) => Err(e),
+                };
+            }
             match mode & libc::S_IFMT {
                 0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK | libc::S_IFCHR | libc::S_IFBLK => {}
                 _ => return Err(sys::error(libc::EINVAL)),
@@ -127,6 +140,17 @@ impl Share {
             self.mode.mknod(dir, name, mode, rdev, owner)?;
             Ok(self.find(dir, name)?.1)
         })
+    }
+
+    /// Whether an object of this type may be made. A character device of number 0 is no device but an overlay's
+    /// whiteout, which anybody may make (`vfs_mknod`).
+    fn may_make(&self, mode: u32, rdev: u64) -> bool {
+        let device = match mode & libc::S_IFMT {
+            libc::S_IFBLK => true,
+            libc::S_IFCHR => rdev != 0,
+            _ => false,
+        };
+        !device || !self.plain || self.context.options().allow_devices
     }
 
     /// Makes a symlink; the target is any bytes without NUL, at most PATH_MAX - 1 (ENAMETOOLONG), at least one

@@ -84,6 +84,7 @@ impl Share {
     /// umask to 0 and takes CAP_FSETID out of the calling thread's effective capabilities, so call it before any
     /// other thread is made. Says in the log what the process lacks for the mode.
     pub fn open(options: &ShareOptions) -> Result<Share, String> {
+        options.check()?;
         let shown = options.directory.display();
         let root = std::fs::File::options();
         let root = {
@@ -106,7 +107,7 @@ impl Share {
         sys::attr::umask(0);
         let mode: Box<dyn ShareMode> = match options.model {
             SecurityModel::Passthrough => {
-                let missing = creds::missing(context.caps());
+                let missing = creds::missing(context.caps(), options.allow_devices);
                 if !missing.is_empty() {
                     log::warn!(
                         "security model passthrough gives every object the owner that the guest asks for, \

@@ -1,7 +1,10 @@
 //! Treaddir, Tmkdir, Tmknod, Trename, Trenameat, Tunlinkat.
 
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::sync::Arc;
 
+use host::{SecurityModel, Share, ShareOptions};
+use server::Limits;
 use testkit::client::Errno;
 
 use crate::common::*;
@@ -189,10 +192,24 @@ fn special_files() {
     assert_eq!(f.host("fifo").mode() & 0o7777, 0o640);
     assert!(f.host("sock").file_type().is_socket());
     assert!(f.host("reg").is_file());
-    if f.client
-        .mknod(0, "dev", libc::S_IFCHR | 0o600, (1, 7), gid())
-        .is_ok()
-    {
+}
+
+#[test]
+fn devices_are_made_where_they_are_allowed() {
+    for allow_devices in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let options = ShareOptions {
+            allow_devices,
+            ..ShareOptions::new(dir.path(), SecurityModel::Passthrough)
+        };
+        let mut f = Fixture::on(dir, Arc::new(Share::open(&options).unwrap()), Limits::default());
+        let made = f.client.mknod(0, "dev", libc::S_IFCHR | 0o600, (1, 7), gid());
+        // Also where this process may not make any.
+        if !allow_devices || made.is_err() {
+            assert_eq!(made, Err(Errno::EPERM));
+            assert!(!f.path("dev").exists());
+            continue;
+        }
         assert_eq!(f.host("dev").rdev(), libc::makedev(1, 7));
         f.client.walk_all(0, 1, &["dev"]).unwrap();
         assert_eq!(f.client.stat(1).unwrap().rdev, libc::makedev(1, 7));
