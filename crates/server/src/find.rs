@@ -5,7 +5,6 @@
 //! ESTALE otherwise, never another object.
 
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::sync::atomic::Ordering;
 
 use host::{Attr, Caller, Name, Object};
 
@@ -39,7 +38,7 @@ impl Session {
     pub(crate) fn has_room(&self, held: usize, errno: i32) -> Result<(), Failure> {
         let budget = self.limits.fd_budget;
         let most = budget.saturating_add((budget / 8).max(SLACK));
-        let held = held.saturating_add(self.lock_files.load(Ordering::Relaxed));
+        let held = held.saturating_add(self.locks.files());
         if held >= most && self.evict() == 0 {
             return Err(Failure::new(errno));
         }

@@ -8,7 +8,8 @@
 //! | `version attach walk open io dir attr xattr lock link fsync statfs flush` | the handlers, a file per message family |
 //! | `run` | reads or writes that adjoin, in one system call |
 //! | `table`, `nodes`, `locks` | the session's state: fids, the objects they stand for, byte ranges held |
-//! | `slab`, `bytes` | what state is kept in |
+//! | `slab`, `bytes`, `coverage` | what state is kept in |
+//! | `background` | work that nobody waits for |
 //! | `dentries`, `descend` | which directory a name led to last, and walks that make use of it |
 //! | `capability` | what Linux asks before each write, remembered |
 //! | `freeing` | which requests give so much storage back that they take long |
@@ -17,8 +18,10 @@
 
 mod attach;
 mod attr;
+mod background;
 mod bytes;
 mod capability;
+mod coverage;
 mod dentries;
 mod descend;
 mod dir;

@@ -8,9 +8,8 @@
 //! to a F_SETLKW is "blocked" it sleeps for 30 s (`P9_LOCK_TIMEOUT`) and asks again, which is why such a request is not
 //! answered before it is granted. Unlocking at close(2) is a Tlock too (`locks_remove_posix`).
 
+use std::hash::BuildHasher;
 use std::os::fd::AsFd;
-use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 
 use host::Object;
 use host::sys::io::{Lock, get_lock, set_lock};
@@ -20,13 +19,12 @@ use wire::{
 };
 
 use crate::failure::Failure;
-use crate::locks::{Held, Inode, Locks, Out, Range};
+use crate::locks::{Held, Inode, Range, TakenOut};
 use crate::nodes::Same;
 use crate::pin::{NOGID, Pin};
 use crate::reply::Reply;
 use crate::request::{How, Outcome, Request, Scratch};
 use crate::session::Session;
-use crate::slab::spread;
 use crate::table::State;
 
 const EINVAL: Failure = Failure::new(libc::EINVAL);
@@ -46,11 +44,16 @@ fn host_lock(kind: i32, range: Range) -> Lock {
     }
 }
 
-/// One number for a process of a client.
-fn owner(proc_id: u32, client_id: &[u8]) -> u64 {
-    client_id.iter().fold(spread(proc_id.into()), |hash, &byte| {
-        spread(hash ^ u64::from(byte))
-    })
+/// Ranges that the queue thread may change for one request.
+const MANY: usize = 1024;
+
+/// How many ranges a request may unlock on the host before it is answered; the rest goes on in the background. Each is a
+/// system call, of up to 0.3 ms where there are very many.
+fn calls(how: How) -> usize {
+    match how {
+        How::Inline => 32,
+        How::Blocking | How::Last => 256,
+    }
 }
 
 fn host_kind(kind: u8) -> Result<i32, Failure> {
@@ -63,81 +66,30 @@ fn host_kind(kind: u8) -> Result<i32, Failure> {
 }
 
 impl Session {
-    fn locks(&self) -> MutexGuard<'_, Locks> {
-        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes the locks of an inode out. `None` when another request has them and this thread must not wait.
-    pub(crate) fn take_out(&self, same: Same, how: How) -> Option<TakenOut<'_>> {
-        let mut locks = self.locks();
-        loop {
-            let count = locks.count();
-            if let Some(out) = locks.take_out(same) {
-                return Some(TakenOut {
-                    session: self,
-                    count,
-                    out,
-                });
-            }
-            if how == How::Inline {
-                return None;
-            }
-            locks.waiting += 1;
-            locks = self
-                .locks_back
-                .wait(locks)
-                .unwrap_or_else(PoisonError::into_inner);
-            locks.waiting -= 1;
-        }
+    pub(crate) fn take_out(&self, same: Same, how: How) -> Option<TakenOut> {
+        self.locks.take_out(same, how != How::Inline)
     }
 
-    /// Tells those who wait that it may be worth trying again.
-    fn wake(&self) {
-        self.wakes.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Drops all locks.
-    pub(crate) fn drop_locks(&self) {
-        let dropped = {
-            let mut locks = self.locks();
-            self.lock_files.store(0, Ordering::Relaxed);
-            locks.reset()
-        };
-        if !dropped.is_empty() {
-            drop(dropped);
-            self.wake();
-        }
+    /// Whether to drop the locks taken through a fid is too much for this thread.
+    pub(crate) fn many_locks(out: &mut TakenOut, pin: &Pin<'_>, how: How) -> bool {
+        how == How::Inline
+            && out
+                .inode()
+                .is_some_and(|inode| inode.has_more(pin.view.fid, MANY))
     }
 
     /// Drops the locks taken through a fid that is gone.
-    pub(crate) fn release_fid(&self, out: &mut TakenOut<'_>, pin: &Pin<'_>) {
+    pub(crate) fn release_fid(&self, out: &mut TakenOut, pin: &Pin<'_>, how: How) {
         if let Some(inode) = out.inode() {
-            let free = inode.release_fid(pin.view.fid);
-            self.unlock(out, &free);
+            inode.release_fid(pin.view.fid);
+            out.let_go(calls(how));
         }
     }
 
     /// Which inode a fid is of.
     pub(crate) fn inode(&self, pin: &Pin<'_>) -> Option<Same> {
         self.with(|tables| tables.nodes.get(pin.view.node).map(|node| node.same))
-    }
-
-    /// Unlocks ranges that nobody holds any more. An error leaves a lock too many, until the description is closed.
-    fn unlock(&self, out: &mut TakenOut<'_>, free: &[Range]) {
-        let place = out.place();
-        match place {
-            // Closing the description frees whatever is left.
-            Some(inode) if inode.is_free() => *place = None,
-            Some(inode) => {
-                for range in free {
-                    if let Err(error) = set_lock(inode.file.as_fd(), host_lock(libc::F_UNLCK, *range)) {
-                        log::warn!("a byte range stays locked: {error}");
-                    }
-                }
-            }
-            None => {}
-        }
-        self.wake();
     }
 
     /// Takes, changes or drops a lock. A conflict is answered with BLOCKED, or not before it is over when the
@@ -159,23 +111,34 @@ impl Session {
         }
         let range = Range::new(m.start, m.length).ok_or(EINVAL)?;
         let kind = host_kind(m.kind)?;
-        let owner = owner(m.proc_id, m.client_id);
+        let owner = self.owners.hash_one((m.proc_id, m.client_id));
         let same = self.inode(&pin).ok_or(EINVAL)?;
         let Some(mut out) = self.take_out(same, how) else {
             return Ok(Outcome::Defer);
         };
+        if let Some(inode) = out.inode().filter(|_| how == How::Inline)
+            && inode.concerns_more(owner, range, MANY)
+        {
+            return Ok(Outcome::Defer);
+        }
         let success = Rlock {
             status: P9_LOCK_SUCCESS,
         };
         if kind == libc::F_UNLCK {
+            let most = self.limits.max_locks;
+            let full = out.count >= most;
             if let Some(inode) = out.inode() {
-                let free = inode.release(owner, range);
-                self.unlock(&mut out, &free);
+                if inode.splits(owner, range) && (full || inode.is_full(range)) {
+                    return Err(Failure::new(libc::ENOLCK));
+                }
+                inode.release(owner, range);
+                out.let_go(calls(how));
             }
             return Ok(reply.send(&success));
         }
         // A range in the middle of another leaves two more than there were.
-        if out.count.saturating_add(2) > self.limits.max_locks {
+        let full = out.inode().is_some_and(|inode| inode.is_full(range));
+        if full || out.count.saturating_add(2) > self.limits.max_locks {
             return Err(Failure::new(libc::ENOLCK));
         }
         // From here on the fid's end drops its locks, whichever thread comes first.
@@ -205,7 +168,7 @@ impl Session {
     }
 
     /// Tries for a lock on the inode's description; false when somebody else's is in the way.
-    fn try_take(&self, out: &mut TakenOut<'_>, pin: &Pin<'_>, lock: Lock) -> Result<bool, Failure> {
+    fn try_take(&self, out: &mut TakenOut, pin: &Pin<'_>, lock: Lock) -> Result<bool, Failure> {
         let granted = |result: std::io::Result<()>| match result {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
@@ -227,7 +190,7 @@ impl Session {
             .or_else(|_| self.share.open_object(caller, &object, libc::O_RDONLY))?;
         let taken = granted(set_lock(file.as_fd(), lock))?;
         if taken {
-            *out.place() = Some(Inode::new(file));
+            out.begin(Inode::new(file));
         }
         Ok(taken)
     }
@@ -291,43 +254,5 @@ impl Session {
             .encode(reply.tag, out)
             .ok_or(Failure::new(libc::EMSGSIZE))?;
         Ok(reply.send_bytes(&out[..len]))
-    }
-}
-
-/// The locks of an inode, in this request's hands. Put back with the value.
-pub(crate) struct TakenOut<'s> {
-    session: &'s Session,
-    /// Ranges that the session held when this was taken.
-    count: usize,
-    out: Out,
-}
-
-impl TakenOut<'_> {
-    fn inode(&mut self) -> Option<&mut Inode> {
-        self.out.inode.as_mut()
-    }
-
-    fn place(&mut self) -> &mut Option<Inode> {
-        &mut self.out.inode
-    }
-}
-
-impl Drop for TakenOut<'_> {
-    fn drop(&mut self) {
-        let session = self.session;
-        let out = self.out.take();
-        let dropped = {
-            let mut locks = session.locks();
-            let dropped = locks.put_back(out);
-            session.lock_files.store(locks.files(), Ordering::Relaxed);
-            if locks.waiting > 0 {
-                session.locks_back.notify_all();
-            }
-            dropped
-        };
-        if dropped.is_some() {
-            drop(dropped);
-            session.wake();
-        }
     }
 }

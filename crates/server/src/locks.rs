@@ -8,9 +8,16 @@
 //! A flock(2) arrives as a record lock over the whole file (`v9fs_file_flock_dotl`), so its owner seems to be the
 //! process that took it; let go by another one, it lasts until the fid is clunked. That errs to the safe side.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use host::sys::io::{Lock, set_lock};
+
+use crate::background::Background;
+use crate::coverage::Coverage;
 use crate::nodes::Same;
 
 /// The last byte that a lock can cover (`OFFSET_MAX`): to here means "to the end, wherever it will be".
@@ -44,23 +51,19 @@ impl Range {
     fn meets(self, other: Range) -> bool {
         self.start <= other.end && other.start <= self.end
     }
+}
 
-    /// What is left of this without `other`: before it, after it.
-    fn without(self, other: Range) -> [Option<Range>; 2] {
-        if !self.meets(other) {
-            return [Some(self), None];
+/// Puts ranges in order, those that meet or touch made one.
+fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut all: Vec<Range> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match all.last_mut() {
+            Some(last) if range.start <= last.end.saturating_add(1) => last.end = last.end.max(range.end),
+            _ => all.push(range),
         }
-        let (start, end) = (self.start, self.end);
-        let before = (start < other.start).then(|| Range {
-            start,
-            end: other.start - 1,
-        });
-        let after = (end > other.end).then(|| Range {
-            start: other.end + 1,
-            end,
-        });
-        [before, after]
     }
+    all
 }
 
 /// A range held by a client's process.
@@ -75,12 +78,32 @@ pub(crate) struct Held {
     pub(crate) write: bool,
 }
 
-/// The locks of one inode.
+/// What [`Held`] says beside owner and start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rest {
+    end: u64,
+    fid: u32,
+    write: bool,
+}
+
+/// Places on one inode where a range may begin or end. Linux keeps a file's locks in a list, which it searches from the
+/// front for every call: with so many of them, one takes 0.3 ms, and the host's other programs wait for it as well.
+const PLACES: usize = 32 * 1024;
+
+/// The locks of one inode. Each of a request's changes costs O(log n), and none a look at all ranges.
 #[derive(Debug)]
 pub(crate) struct Inode {
     /// The open file description that carries them. It also keeps the inode number from being used again.
     pub(crate) file: OwnedFd,
-    held: Vec<Held>,
+    /// By owner and start; one owner's do not meet.
+    held: BTreeMap<(u64, u64), Rest>,
+    /// The same by the fid they were taken through.
+    fids: BTreeSet<(u32, u64, u64)>,
+    coverage: Coverage,
+    /// A thread is at that.
+    letting_go: bool,
+    /// What may be locked on the host although nobody holds it: in order, let go of from the back.
+    pending: Vec<Range>,
 }
 
 impl Inode {
@@ -88,7 +111,11 @@ impl Inode {
     pub(crate) fn new(file: OwnedFd) -> Inode {
         Inode {
             file,
-            held: Vec::new(),
+            held: BTreeMap::new(),
+            fids: BTreeSet::new(),
+            coverage: Coverage::default(),
+            letting_go: false,
+            pending: Vec::new(),
         }
     }
 
@@ -97,66 +124,174 @@ impl Inode {
         self.held.is_empty()
     }
 
+    /// Ranges held.
+    pub(crate) fn len(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Whether there are too many ranges for one more.
+    pub(crate) fn is_full(&self, range: Range) -> bool {
+        let known = self.coverage.has(range.start) && self.coverage.has(range.end + 1);
+        !known && self.coverage.len() + 2 > PLACES
+    }
+
     /// Notes what was granted; it replaces what that process held there.
     pub(crate) fn take(&mut self, new: Held) {
         self.cut(new.owner, new.range);
         let mut new = new;
         // One record for neighbours of a kind: a process that locks a file byte by byte holds one range.
-        self.held.retain(|old| {
-            let alike = (old.owner, old.fid, old.write) == (new.owner, new.fid, new.write);
-            let touches = old.range.end.checked_add(1) == Some(new.range.start)
-                || new.range.end.checked_add(1) == Some(old.range.start);
-            if alike && touches {
-                new.range = Range {
-                    start: old.range.start.min(new.range.start),
-                    end: old.range.end.max(new.range.end),
-                };
-            }
-            !(alike && touches)
-        });
-        self.held.push(new);
+        let alike = |held: Option<Held>| held.filter(|old| (old.fid, old.write) == (new.fid, new.write));
+        let before = new
+            .range
+            .start
+            .checked_sub(1)
+            .and_then(|at| alike(self.last(new.owner, at)));
+        let after = alike(self.last(new.owner, new.range.end + 1));
+        if let Some(old) = before.filter(|old| old.range.end + 1 == new.range.start) {
+            self.remove(old);
+            new.range.start = old.range.start;
+        }
+        if let Some(old) = after.filter(|old| old.range.start == new.range.end + 1) {
+            self.remove(old);
+            new.range.end = old.range.end;
+        }
+        self.insert(new);
     }
 
-    fn cut(&mut self, owner: u64, range: Range) {
-        let mut at = 0;
-        while let Some(&held) = self.held.get(at) {
-            if held.owner != owner || !held.range.meets(range) {
-                at += 1;
-                continue;
+    /// The last range of `owner` that starts at `at` or before.
+    fn last(&self, owner: u64, at: u64) -> Option<Held> {
+        let mut before = self.held.range((owner, 0)..=(owner, at));
+        let (&(owner, start), rest) = before.next_back()?;
+        let range = Range { start, end: rest.end };
+        Some(Held {
+            range,
+            owner,
+            fid: rest.fid,
+            write: rest.write,
+        })
+    }
+
+    fn insert(&mut self, new: Held) {
+        let Held {
+            range,
+            owner,
+            fid,
+            write,
+        } = new;
+        let end = range.end;
+        self.held.insert((owner, range.start), Rest { end, fid, write });
+        self.fids.insert((fid, owner, range.start));
+        self.coverage.add(range);
+    }
+
+    fn remove(&mut self, old: Held) {
+        self.held.remove(&(old.owner, old.range.start));
+        self.fids.remove(&(old.fid, old.owner, old.range.start));
+        self.coverage.remove(old.range);
+    }
+
+    /// Takes `range` from `owner`; gives what it held of that.
+    fn cut(&mut self, owner: u64, range: Range) -> Vec<Range> {
+        let mut gone = Vec::new();
+        while let Some(held) = self.last(owner, range.end).filter(|held| held.range.meets(range)) {
+            self.remove(held);
+            let Range { start, end } = held.range;
+            let (first, last) = (start.max(range.start), end.min(range.end));
+            gone.push(Range {
+                start: first,
+                end: last,
+            });
+            let before = (start < first).then(|| Range {
+                start,
+                end: first - 1,
+            });
+            let after = (end > last).then(|| Range { start: last + 1, end });
+            for range in [before, after].into_iter().flatten() {
+                self.insert(Held { range, ..held });
             }
-            self.held.swap_remove(at);
-            for rest in held.range.without(range).into_iter().flatten() {
-                self.held.push(Held { range: rest, ..held });
+        }
+        gone
+    }
+
+    /// Whether to take `range` from `owner` would leave a range more than there were.
+    pub(crate) fn splits(&self, owner: u64, range: Range) -> bool {
+        self.last(owner, range.start)
+            .is_some_and(|held| held.range.start < range.start && held.range.end > range.end)
+    }
+
+    /// Whether a request for `range` by `owner` concerns more than `most` ranges.
+    pub(crate) fn concerns_more(&self, owner: u64, range: Range, most: usize) -> bool {
+        self.len() > most
+            && self
+                .held
+                .range((owner, range.start)..=(owner, range.end))
+                .nth(most)
+                .is_some()
+    }
+
+    /// Whether more than `most` ranges were taken through `fid`.
+    pub(crate) fn has_more(&self, fid: u32, most: usize) -> bool {
+        self.len() > most && self.of(fid).nth(most).is_some()
+    }
+
+    fn of(&self, fid: u32) -> impl Iterator<Item = (u64, u64)> {
+        let all = self.fids.range((fid, 0, 0)..=(fid, u64::MAX, u64::MAX));
+        all.map(|&(_, owner, start)| (owner, start))
+    }
+
+    /// Takes `range` from `owner`. [`Inode::next_free`] gives the parts of it that nobody holds any more.
+    pub(crate) fn release(&mut self, owner: u64, range: Range) {
+        let gone = self.cut(owner, range);
+        self.note_free(gone);
+    }
+
+    /// Takes all that was taken through `fid`. [`Inode::next_free`] gives the parts that nobody holds any more.
+    pub(crate) fn release_fid(&mut self, fid: u32) {
+        let edges = (self.fids.first(), self.fids.last());
+        if matches!(edges, (Some(first), Some(last)) if first.0 == fid && last.0 == fid) {
+            // All there is. The description will be closed, and the host's locks go with it.
+            self.held.clear();
+            self.fids.clear();
+            self.coverage = Coverage::default();
+            return;
+        }
+        let keys: Vec<(u64, u64)> = self.of(fid).collect();
+        let mut gone = Vec::with_capacity(keys.len());
+        for (owner, start) in keys {
+            if let Some(held) = self.last(owner, start) {
+                self.remove(held);
+                gone.push(held.range);
             }
+        }
+        self.note_free(gone);
+    }
+
+    fn note_free(&mut self, gone: Vec<Range>) {
+        if !gone.is_empty() {
+            let mut pending = std::mem::take(&mut self.pending);
+            pending.extend(gone);
+            self.pending = joined(pending);
         }
     }
 
-    /// Takes `range` from `owner`; gives the parts of it that nobody holds any more.
-    pub(crate) fn release(&mut self, owner: u64, range: Range) -> Vec<Range> {
-        self.cut(owner, range);
-        self.uncovered(range)
-    }
-
-    /// Takes all that was taken through `fid`; gives the parts that nobody holds any more.
-    pub(crate) fn release_fid(&mut self, fid: u32) -> Vec<Range> {
-        let (gone, rest): (Vec<Held>, Vec<Held>) = self.held.iter().partition(|held| held.fid == fid);
-        self.held = rest;
-        gone.iter().flat_map(|held| self.uncovered(held.range)).collect()
-    }
-
-    /// The parts of `range` that nobody holds.
-    fn uncovered(&self, range: Range) -> Vec<Range> {
-        let mut free = vec![range];
-        for held in &self.held {
-            if held.range.meets(range) {
-                free = free
-                    .iter()
-                    .flat_map(|part| part.without(held.range))
-                    .flatten()
-                    .collect();
+    /// A part of the file to be unlocked on the host, since nobody holds it any more; each is given once. From the
+    /// back, because Linux begins its search at the front.
+    pub(crate) fn next_free(&mut self) -> Option<Range> {
+        while let Some(last) = self.pending.pop() {
+            if let Some(free) = self.coverage.last_free(last) {
+                if free.start > last.start {
+                    let end = free.start - 1;
+                    self.pending.push(Range { end, ..last });
+                }
+                return Some(free);
             }
         }
-        free
+        None
+    }
+
+    /// Whether [`Inode::next_free`] has more to give, perhaps.
+    pub(crate) fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
     }
 }
 
@@ -171,7 +306,7 @@ pub(crate) struct Locks {
     /// Taken out.
     busy: Vec<Same>,
     /// Requests that wait for one of these.
-    pub(crate) waiting: usize,
+    waiting: usize,
     /// Ranges held, over all inodes.
     count: usize,
     /// Counts resets: what was taken out before one is not put back after it.
@@ -216,7 +351,7 @@ impl Locks {
         self.busy.push(same);
         let inode = self.inodes.remove(&same);
         Some(Out {
-            before: inode.as_ref().map_or(0, |inode| inode.held.len()),
+            before: inode.as_ref().map_or(0, |inode| inode.len()),
             inode,
             same,
             epoch: self.epoch,
@@ -230,7 +365,7 @@ impl Locks {
         if out.epoch != self.epoch {
             return out.inode;
         }
-        let after = out.inode.as_ref().map_or(0, |inode| inode.held.len());
+        let after = out.inode.as_ref().map_or(0, |inode| inode.len());
         self.count = self.count.saturating_sub(out.before) + after;
         match out.inode {
             Some(inode) if !inode.is_free() => self.inodes.insert(out.same, inode),
@@ -243,6 +378,187 @@ impl Locks {
         self.epoch += 1;
         self.count = 0;
         std::mem::take(&mut self.inodes)
+    }
+}
+
+/// The locks of a session, with what is known of them from outside.
+#[derive(Debug, Default)]
+pub(crate) struct LockTable {
+    locks: Mutex<Locks>,
+    /// Signalled when an inode is put back for which a request waits.
+    back: Condvar,
+    /// Descriptors held, readable without the lock.
+    files: AtomicUsize,
+    /// Counts what was let go of.
+    wakes: AtomicU64,
+    /// Lets go on the host, file by file, of what is too much for one request.
+    letting_go: Background,
+}
+
+impl LockTable {
+    fn locks(&self) -> MutexGuard<'_, Locks> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Descriptors held, but for those taken out.
+    pub(crate) fn files(&self) -> usize {
+        self.files.load(Ordering::Relaxed)
+    }
+
+    /// Changes when something was let go of.
+    pub(crate) fn wakes(&self) -> u64 {
+        self.wakes.load(Ordering::Relaxed)
+    }
+
+    /// Tells those who wait that it may be worth trying again.
+    pub(crate) fn wake(&self) {
+        self.wakes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes the locks of an inode out. `None` when another request has them and this thread must not `wait`.
+    pub(crate) fn take_out(self: &Arc<Self>, same: Same, wait: bool) -> Option<TakenOut> {
+        let mut locks = self.locks();
+        loop {
+            let count = locks.count();
+            if let Some(out) = locks.take_out(same) {
+                return Some(TakenOut {
+                    table: Arc::clone(self),
+                    count,
+                    out,
+                });
+            }
+            if !wait {
+                return None;
+            }
+            locks.waiting += 1;
+            locks = self.back.wait(locks).unwrap_or_else(PoisonError::into_inner);
+            locks.waiting -= 1;
+        }
+    }
+
+    /// Drops all locks. Those taken out go when they are put back; many, in the background.
+    pub(crate) fn reset(&self) {
+        let (dropped, count) = {
+            let mut locks = self.locks();
+            self.files.store(0, Ordering::Relaxed);
+            let count = locks.count();
+            (locks.reset(), count)
+        };
+        if dropped.is_empty() {
+            return;
+        }
+        match count > MANY {
+            true => self.letting_go.run(0, move || drop(dropped)),
+            false => drop(dropped),
+        }
+        self.wake();
+    }
+
+    /// Goes on unlocking an inode that has more to unlock than a request could, until others want it, and again.
+    fn let_go(self: &Arc<Self>, same: Same) {
+        let table = Arc::clone(self);
+        self.letting_go.run(0, move || {
+            loop {
+                let Some(mut out) = table.take_out(same, true) else {
+                    return;
+                };
+                if !out.unlock(SLICE) {
+                    // The description goes, or nothing is left to be done.
+                    out.settled();
+                    return;
+                }
+                drop(out);
+                // Those who have been waiting come first.
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        });
+    }
+}
+
+/// Ranges that a request may drop by itself.
+const MANY: usize = 4096;
+
+/// System calls made with an inode taken out, in the background.
+const SLICE: usize = 64;
+
+/// The locks of an inode, in this request's hands. Put back with the value.
+pub(crate) struct TakenOut {
+    table: Arc<LockTable>,
+    /// Ranges that the session held when this was taken.
+    pub(crate) count: usize,
+    out: Out,
+}
+
+impl TakenOut {
+    /// Its locks, if there are any.
+    pub(crate) fn inode(&mut self) -> Option<&mut Inode> {
+        self.out.inode.as_mut()
+    }
+
+    /// It has locks from now on.
+    pub(crate) fn begin(&mut self, inode: Inode) {
+        self.out.inode = Some(inode);
+    }
+
+    /// Unlocks on the host what nobody holds any more, with so many system calls at most; what is left is then done in
+    /// the background.
+    pub(crate) fn let_go(&mut self, most: usize) {
+        let more = self.unlock(most);
+        if let Some(inode) = self.out.inode.as_mut().filter(|_| more)
+            && !std::mem::replace(&mut inode.letting_go, true)
+        {
+            self.table.let_go(self.out.same);
+        }
+        self.table.wake();
+    }
+
+    /// True when there is more to unlock. An error leaves a lock too many, until the description is closed.
+    fn unlock(&mut self, most: usize) -> bool {
+        // Closing the description frees whatever is left.
+        if self.out.inode.as_ref().is_some_and(Inode::is_free) {
+            self.out.inode = None;
+        }
+        let Some(inode) = &mut self.out.inode else {
+            return false;
+        };
+        for _ in 0..most {
+            let Some(range) = inode.next_free() else { break };
+            let unlock = Lock {
+                kind: libc::F_UNLCK,
+                start: range.start,
+                length: range.length(),
+            };
+            if let Err(error) = set_lock(inode.file.as_fd(), unlock) {
+                log::warn!("a byte range stays locked: {error}");
+            }
+        }
+        inode.has_pending()
+    }
+
+    fn settled(&mut self) {
+        if let Some(inode) = &mut self.out.inode {
+            inode.letting_go = false;
+        }
+        self.table.wake();
+    }
+}
+
+impl Drop for TakenOut {
+    fn drop(&mut self) {
+        let out = self.out.take();
+        let dropped = {
+            let mut locks = self.table.locks();
+            let dropped = locks.put_back(out);
+            self.table.files.store(locks.files(), Ordering::Relaxed);
+            if locks.waiting > 0 {
+                self.table.back.notify_all();
+            }
+            dropped
+        };
+        if dropped.is_some() {
+            drop(dropped);
+            self.table.wake();
+        }
     }
 }
 
@@ -308,7 +624,7 @@ mod tests {
         assert!(locks.put_back(one).is_none() && locks.put_back(two).is_none());
         assert_eq!((locks.count(), locks.files()), (2, 1));
         let mut one = locks.take_out(same(1)).unwrap();
-        assert_eq!(one.inode.as_mut().unwrap().release_fid(1).len(), 2);
+        one.inode.as_mut().unwrap().release_fid(1);
         assert!(locks.put_back(one).is_some(), "to be closed without the lock");
         assert_eq!((locks.count(), locks.files()), (0, 0));
     }
@@ -332,13 +648,12 @@ mod tests {
         let mut locks = inode();
         locks.take(held(range(0, 9), 1, false));
         locks.take(held(range(5, 14), 2, false));
-        locks.cut(1, range(0, LAST));
-        assert_eq!(locks.uncovered(range(0, 9)), [range(0, 4)]);
-        locks.cut(2, range(7, 8));
-        assert_eq!(
-            locks.uncovered(range(0, 20)),
-            [range(0, 4), range(7, 8), range(15, 20)]
-        );
+        locks.release(1, range(0, LAST));
+        assert_eq!(free(&mut locks), [range(0, 4)]);
+        locks.release(2, range(7, 8));
+        assert_eq!(free(&mut locks), [range(7, 8)]);
+        locks.release_fid(2);
+        assert!(locks.is_free());
     }
 
     #[test]
@@ -347,37 +662,105 @@ mod tests {
         for at in 0..100 {
             locks.take(held(range(at, at), 1, true));
         }
-        assert_eq!(locks.held, [held(range(0, 99), 1, true)]);
+        assert_eq!(locks.last(1, 50), Some(held(range(0, 99), 1, true)));
         locks.take(held(range(50, 50), 1, false));
-        assert_eq!(locks.held.len(), 3);
+        assert_eq!((locks.len(), locks.fids.len()), (3, 3));
+        assert!(locks.splits(1, range(60, 60)) && !locks.splits(1, range(50, 50)));
+        locks.take(held(range(50, 50), 1, true));
+        assert_eq!((locks.len(), locks.coverage.len()), (1, 2));
+    }
+
+    /// What made one message take hours: 55,000 locks of the whole file and 10,000 small ones.
+    #[test]
+    fn many_owners_of_everything_are_released_in_one_sweep() {
+        let mut locks = inode();
+        let (all, small) = (range(0, LAST), |at: u64| range(2 * at, 2 * at));
+        let of = |range, owner, fid| Held {
+            fid,
+            ..held(range, owner, false)
+        };
+        for at in 0..10_000 {
+            locks.take(of(small(at), at, 1));
+        }
+        for owner in 0..55_000 {
+            locks.take(of(all, 100_000 + owner, 2));
+        }
+        let last = 100_000 + 54_999;
+        assert!(locks.has_more(2, 54_999) && !locks.has_more(2, 55_000));
+        locks.release(last, all);
+        assert_eq!(locks.next_free(), None, "others hold it");
+        locks.release_fid(2);
+        let free = free(&mut locks);
+        assert_eq!(free.len(), 10_000);
+        assert_eq!((free[0], free[9_999]), (range(19_999, LAST), range(1, 1)));
+        assert_eq!((locks.len(), locks.coverage.len()), (10_000, 20_000));
+        locks.release_fid(1);
+        assert!(locks.is_free());
+    }
+
+    #[test]
+    fn one_file_has_no_more_places_than_the_host_can_do_with() {
+        let mut locks = inode();
+        let places = PLACES as u64;
+        for at in 0..places / 2 {
+            assert!(!locks.is_full(range(2 * at, 2 * at)));
+            locks.take(held(range(2 * at, 2 * at), 1, true));
+        }
+        assert!(locks.is_full(range(places, places)) && locks.is_full(range(0, LAST)));
+        assert!(!locks.is_full(range(4, 4)) && !locks.is_full(range(0, 8)));
+    }
+
+    /// All that can be unlocked on the host.
+    fn free(locks: &mut Inode) -> Vec<Range> {
+        std::iter::from_fn(|| locks.next_free()).collect()
     }
 
     proptest! {
-        /// Against a byte map.
+        /// Against a byte map of what is held, and one of what the host has.
         #[test]
-        fn coverage_is_what_is_held(steps in prop::collection::vec((0u64..3, 0u64..32, 0u64..8, 0u8..3), 1..60)) {
+        fn the_host_has_what_is_held(
+            steps in prop::collection::vec((0u64..3, 0u64..32, 0u64..8, 0u8..6, 0usize..4), 1..80),
+        ) {
             let mut locks = inode();
             let mut bytes = [[None::<bool>; 3]; 64];
-            for (owner, start, more, kind) in steps {
+            let mut host = [false; 64];
+            for (owner, start, more, kind, calls) in steps {
                 let range = range(start, start + more);
+                let span = start as usize..=(start + more) as usize;
                 match kind {
-                    0 => locks.cut(owner, range),
-                    kind => locks.take(held(range, owner, kind == 1)),
-                }
-                for byte in &mut bytes[start as usize..=(start + more) as usize] {
-                    byte[owner as usize] = (kind != 0).then_some(kind == 1);
-                }
-                let free: Vec<Range> = locks.uncovered(super::Range { start: 0, end: 63 });
-                for (at, byte) in bytes.iter().enumerate() {
-                    let at = at as u64;
-                    let point = super::Range { start: at, end: at };
-                    prop_assert_eq!(free.iter().any(|r| r.meets(point)), byte.iter().all(Option::is_none));
-                    for (owner, kind) in byte.iter().enumerate() {
-                        let mut of = locks.held.iter().filter(|h| h.owner == owner as u64 && h.range.meets(point));
-                        prop_assert_eq!(of.next().map(|h| h.write), *kind);
-                        prop_assert!(of.next().is_none());
+                    0 | 1 => locks.release(owner, range),
+                    2 => locks.release_fid(owner as u32),
+                    kind => {
+                        locks.take(held(range, owner, kind == 3));
+                        host[span.clone()].fill(true);
                     }
                 }
+                let span = if kind == 2 { 0..=63 } else { span };
+                for byte in &mut bytes[span] {
+                    byte[owner as usize] = (kind > 2).then_some(kind == 3);
+                }
+                for _ in 0..calls {
+                    let Some(free) = locks.next_free() else { break };
+                    for at in free.start..=free.end {
+                        prop_assert!(std::mem::take(&mut host[at as usize]), "locked once, unlocked once");
+                    }
+                }
+                if locks.is_free() {
+                    // The description is closed.
+                    host.fill(false);
+                    locks = inode();
+                }
+                for (at, byte) in bytes.iter().enumerate() {
+                    prop_assert!(host[at] || byte.iter().all(Option::is_none), "unlocked too early");
+                    prop_assert!(!host[at] || locks.has_pending() || byte.iter().any(Option::is_some));
+                    for (owner, kind) in byte.iter().enumerate() {
+                        let held = locks.last(owner as u64, at as u64).filter(|held| held.range.end >= at as u64);
+                        prop_assert_eq!(held.map(|h| h.write), *kind);
+                    }
+                }
+                let listed: Vec<_> = locks.held.iter().map(|(&(o, s), rest)| (rest.fid, o, s)).collect();
+                prop_assert!(listed.iter().all(|key| locks.fids.contains(key)));
+                prop_assert_eq!(listed.len(), locks.fids.len());
             }
         }
     }

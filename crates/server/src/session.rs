@@ -1,14 +1,15 @@
 //! The session: one client's fids on one share, and what becomes of each message.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::hash::RandomState;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use host::{Name, NameError, Share};
 use wire::{DecodeErrorKind, Header, Tmessage};
 
 use crate::failure::Failure;
 use crate::getattrs::RGETATTR_LEN;
-use crate::locks::Locks;
+use crate::locks::LockTable;
 use crate::reply::Reply;
 use crate::request::{How, MESSAGE_MAX, Outcome, Request, Scratch};
 use crate::table::Tables;
@@ -52,14 +53,11 @@ pub struct Session {
     pub(crate) share: Shared,
     pub(crate) limits: Limits,
     pub(crate) tables: Mutex<Tables>,
-    pub(crate) locks: Mutex<Locks>,
-    /// Signalled when an inode is put back for which a request waits.
-    pub(crate) locks_back: Condvar,
-    /// Descriptors that these hold, readable without the lock.
-    pub(crate) lock_files: AtomicUsize,
+    pub(crate) locks: Arc<LockTable>,
+    /// Makes one number of a client's process, which no client can foresee.
+    pub(crate) owners: RandomState,
     /// The msize agreed upon; 0 before Tversion.
     pub(crate) msize: AtomicU32,
-    pub(crate) wakes: AtomicU64,
     /// How many of the next large writes are not for the queue thread: see `io`.
     pub(crate) slow_writes: AtomicU32,
 }
@@ -87,11 +85,9 @@ impl Session {
             share: Shared(share),
             limits,
             tables: Mutex::new(Tables::new(limits)),
-            locks: Mutex::default(),
-            locks_back: Condvar::new(),
-            lock_files: AtomicUsize::new(0),
+            locks: Arc::default(),
+            owners: RandomState::new(),
             msize: AtomicU32::new(0),
-            wakes: AtomicU64::new(0),
             slow_writes: AtomicU32::new(0),
         }
     }
@@ -197,15 +193,15 @@ impl Session {
 
     /// Drops all fids and locks, as if the client had just arrived. Requests under way end on their own.
     pub fn reset(&self) {
-        self.drop_locks();
+        self.locks.reset();
         self.with(Tables::reset);
         // Again, for what a request took between the two; it finds its fid gone from now on.
-        self.drop_locks();
+        self.locks.reset();
     }
 
     /// Changes when a lock was released.
     pub fn wake_count(&self) -> u64 {
-        self.wakes.load(Ordering::Relaxed)
+        self.locks.wakes()
     }
 
     /// What the session holds at the moment.

@@ -6,7 +6,7 @@ use host::{FileType, Identity, Name, NameError, Object};
 use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, Tremove, Twalk};
 
 use crate::failure::Failure;
-use crate::lock::TakenOut;
+use crate::locks::TakenOut;
 use crate::nodes::Same;
 use crate::pin::{NOGID, Pin, Trail};
 use crate::reply::Reply;
@@ -309,7 +309,7 @@ impl Session {
             Some(locks) => locks,
             None => return Ok(Outcome::Defer),
         };
-        self.bury(&pin, &mut locks);
+        self.bury(&pin, &mut locks, how);
         drop(locks);
         if pin.state() == State::XattrWrite {
             pin.find()
@@ -332,7 +332,7 @@ impl Session {
         if matches!(removed, Err(failure) if failure.is_exhaustion()) && self.evict() > 0 {
             removed = self.remove_object(&pin);
         }
-        self.bury(&pin, &mut locks);
+        self.bury(&pin, &mut locks, how);
         removed.map_err(Failure::settled)?;
         Ok(reply.send(&Rremove))
     }
@@ -350,20 +350,23 @@ impl Session {
         Ok(())
     }
 
-    /// The locks of the fid's inode, if it may have some: `None` when another thread has them and this one must not
-    /// wait.
-    fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<TakenOut<'_>>> {
+    /// The locks of the fid's inode, if it may have some: `None` when another thread has them, or they are very
+    /// many, and this one must not wait.
+    fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<TakenOut>> {
         if !pin.view.locks {
             return Some(None);
         }
         match self.inode(pin) {
             None => Some(None),
-            Some(same) => self.take_out(same, how).map(Some),
+            Some(same) => {
+                let mut out = self.take_out(same, how)?;
+                (!Session::many_locks(&mut out, pin, how)).then_some(Some(out))
+            }
         }
     }
 
     /// Takes the fid out of the table, and then its locks.
-    fn bury<'s>(&'s self, pin: &Pin<'_>, locks: &mut Option<TakenOut<'s>>) {
+    fn bury(&self, pin: &Pin<'_>, locks: &mut Option<TakenOut>, how: How) {
         let has_locks = self.with(|tables| tables.clunk(&pin.view) && tables.has_locks(&pin.view));
         if !has_locks {
             return;
@@ -375,7 +378,7 @@ impl Session {
                 .and_then(|same| self.take_out(same, How::Blocking));
         }
         if let Some(out) = locks {
-            self.release_fid(out, pin);
+            self.release_fid(out, pin, how);
         }
     }
 }

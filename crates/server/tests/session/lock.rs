@@ -238,3 +238,106 @@ fn a_file_that_may_only_be_read_takes_read_locks() {
     assert_eq!(lock(&mut f.client, 1, READ, 0, 0, 1), P9_LOCK_SUCCESS);
     assert_eq!(f.client.lock(&message(1, WRITE, 0, 0, 1)), Err(Errno::EBADF));
 }
+
+/// Locks every other byte of the first `2 * count` through fid 1, and everything through fid 2 for each of `owners`.
+fn crowd(f: &mut Fixture, count: u64, owners: u32) {
+    f.open(2, "file", O_RDWR);
+    for at in 0..count {
+        assert_eq!(lock(&mut f.client, 1, READ, 2 * at, 1, 1), P9_LOCK_SUCCESS);
+    }
+    for owner in 0..owners {
+        assert_eq!(lock(&mut f.client, 2, READ, 0, 0, 100 + owner), P9_LOCK_SUCCESS);
+    }
+}
+
+/// Tries for a lock until nobody is in the way; fails after a while.
+fn soon(c: &mut Client<Backend>, kind: u8, start: u64, length: u64) {
+    let begun = std::time::Instant::now();
+    while lock(c, 1, kind, start, length, 1) == P9_LOCK_BLOCKED {
+        assert!(begun.elapsed().as_secs() < 60, "{start} is never let go of");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+}
+
+/// It took (ranges)² × owners: half a minute for these, hours for what the limits allow.
+#[test]
+fn the_locks_of_a_fid_are_released_in_one_sweep() {
+    for kept in [1, 2] {
+        let (mut f, mut other) = two();
+        crowd(&mut f, 1000, 4000);
+        let begun = std::time::Instant::now();
+        f.client.clunk(3 - kept).unwrap();
+        assert!(f.deferred() == (kept == 1), "4000 are not for the queue thread");
+        // A part is let go of before the answer, the rest soon after; meanwhile others get theirs.
+        assert_eq!(lock(&mut f.client, kept, READ, 5000, 1, 7), P9_LOCK_SUCCESS);
+        assert_eq!(lock(&mut f.client, kept, UNLOCK, 5000, 1, 7), P9_LOCK_SUCCESS);
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+        if kept == 1 {
+            for at in [1, 999, 1001, 1999] {
+                soon(&mut other, WRITE, at, 1);
+            }
+            soon(&mut other, WRITE, 2000, 0);
+        }
+        assert_eq!(lock(&mut other, 1, WRITE, 0, 1, 1), P9_LOCK_BLOCKED);
+        assert_eq!(lock(&mut other, 1, WRITE, 1998, 1, 1), P9_LOCK_BLOCKED);
+        f.client.clunk(kept).unwrap();
+        soon(&mut other, WRITE, 0, 0);
+    }
+}
+
+/// One unlock may free very many parts of a file.
+#[test]
+fn what_one_unlock_frees_is_let_go_of_bit_by_bit() {
+    let (mut f, mut other) = two();
+    crowd(&mut f, 1000, 1);
+    assert_eq!(lock(&mut f.client, 2, UNLOCK, 0, 0, 100), P9_LOCK_SUCCESS);
+    // Taken again while that goes on: it stays.
+    assert_eq!(lock(&mut f.client, 2, READ, 1, 1, 100), P9_LOCK_SUCCESS);
+    (2..1000).for_each(|at| soon(&mut other, WRITE, 2 * at - 1, 1));
+    soon(&mut other, WRITE, 1999, 0);
+    for at in [0, 1, 2, 4, 1998] {
+        assert_eq!(lock(&mut other, 1, WRITE, at, 1, 1), P9_LOCK_BLOCKED);
+    }
+    f.session.reset();
+    soon(&mut other, WRITE, 0, 0);
+}
+
+/// To unlock a byte in the middle leaves two ranges, so that may be refused as well.
+#[test]
+fn unlocking_makes_no_more_ranges_than_the_limit() {
+    let limits = Limits {
+        max_locks: 10,
+        ..Limits::default()
+    };
+    let mut f = Fixture::with(host::SecurityModel::Passthrough, limits);
+    f.create(1, "file", O_RDWR);
+    lock(&mut f.client, 1, WRITE, 0, 0, 1);
+    let refused = (0..100).find_map(|at| {
+        f.client
+            .lock(&message(1, UNLOCK, 2 * at + 1, 1, 1))
+            .err()
+            .map(|e| (at, e))
+    });
+    assert_eq!(refused, Some((9, Errno::ENOLCK)));
+    // Not one that leaves no more than there were.
+    lock(&mut f.client, 1, UNLOCK, 0, 1, 1);
+    lock(&mut f.client, 1, UNLOCK, 0, 0, 1);
+}
+
+/// Linux searches a list of a file's locks for each call.
+#[test]
+fn one_file_has_so_many_locks_at_most() {
+    let (mut f, _other) = two();
+    let count = 16 * 1024;
+    for at in 0..count {
+        assert_eq!(lock(&mut f.client, 1, WRITE, 2 * at, 1, 1), P9_LOCK_SUCCESS);
+    }
+    assert_eq!(
+        f.client.lock(&message(1, WRITE, 2 * count, 1, 1)),
+        Err(Errno::ENOLCK)
+    );
+    assert_eq!(lock(&mut f.client, 1, READ, 8, 1, 1), P9_LOCK_SUCCESS);
+    assert_eq!(lock(&mut f.client, 1, UNLOCK, 8, 1, 1), P9_LOCK_SUCCESS);
+    assert_eq!(lock(&mut f.client, 1, WRITE, 2 * count, 1, 1), P9_LOCK_SUCCESS);
+    f.client.clunk(1).unwrap();
+}
