@@ -50,10 +50,22 @@ In the guest, as root:
 pub struct Args {
     /// Listen on this socket
     ///
-    /// The virtual machine monitor connects to it. Only this user can connect (mode 0600). It is removed when the
-    /// program ends; one that a killed program left behind is replaced.
+    /// The virtual machine monitor connects to it. Only this user can, unless --socket-group or --socket-mode says
+    /// otherwise. It is removed when the program ends; one that a killed program left behind is replaced.
     #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], help_heading = SHARE)]
     pub socket_path: Option<PathBuf>,
+
+    /// Group of the socket, for a virtual machine monitor that runs as another user
+    ///
+    /// A name or a number. This user must be a member of it, or root. Its members can connect (mode 0660).
+    #[arg(long, value_name = "GROUP", conflicts_with = "fd", help_heading = SHARE)]
+    pub socket_group: Option<String>,
+
+    /// Permissions of the socket, octal [default: 0600, with --socket-group 0660]
+    ///
+    /// Who may write to it can connect. The owner must be able to read and write, and nothing can be executed.
+    #[arg(long, value_name = "MODE", value_parser = socket_mode, conflicts_with = "fd", help_heading = SHARE)]
+    pub socket_mode: Option<u32>,
 
     /// Listen on this inherited descriptor instead
     ///
@@ -289,6 +301,17 @@ fn permissions(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Permissions of a socket: [`permissions`] that mean something there.
+fn socket_mode(text: &str) -> Result<u32, String> {
+    match permissions(text) {
+        Ok(mode) if mode & 0o600 == 0o600 && mode & 0o111 == 0 => Ok(mode),
+        _ => Err(
+            "it takes octal permissions such as 0660, the owner's read and write among them and no execute"
+                .into(),
+        ),
+    }
+}
+
 /// A number that is not too small to work with.
 fn at_least<const LEAST: usize>(text: &str) -> Result<usize, String> {
     match text.parse() {
@@ -341,6 +364,18 @@ mod tests {
         }
         for text in ["", "9", "1777", "-1", "+644", "rw", "0x1ff"] {
             assert!(permissions(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_at_least_its_owners_and_is_not_executed() {
+        for (text, mode) in [("600", 0o600), ("0660", 0o660), ("0o666", 0o666), ("0620", 0o620)] {
+            assert_eq!(socket_mode(text), Ok(mode));
+        }
+        for text in [
+            "0", "0060", "0400", "0200", "0700", "0770", "0661", "04660", "1660", "660 ", "",
+        ] {
+            assert!(socket_mode(text).is_err(), "{text}");
         }
     }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
 use host::{CheckAccess, IdMaps, IdOptions, MayHang, MultiDevs, SecurityModel, ShareOptions};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group};
 use server::Limits;
 
 use crate::args::{Args, Checks, Devices, Hangs, Model};
@@ -23,11 +25,20 @@ pub enum Failure {
     Environment(String),
 }
 
+/// Who can connect to a socket that is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// Its group, if not what it would have anyway.
+    pub group: Option<Gid>,
+    /// Its permissions.
+    pub mode: u32,
+}
+
 /// Where to listen.
 #[derive(Debug)]
 pub enum Socket {
-    /// `--socket-path`
-    Path(PathBuf),
+    /// `--socket-path`, with `--socket-group` and `--socket-mode`
+    Path(PathBuf, Access),
     /// `--fd`
     Fd(i32),
 }
@@ -53,7 +64,7 @@ impl Config {
         let socket = match (&args.socket_path, args.fd) {
             (Some(path), _) => {
                 check_socket_path(path)?;
-                Socket::Path(path.clone())
+                Socket::Path(path.clone(), access(args)?)
             }
             (None, Some(fd)) if fd >= 0 => Socket::Fd(fd),
             (None, Some(fd)) => return Err(Failure::Usage(format!("--fd {fd} is no descriptor."))),
@@ -110,6 +121,44 @@ impl Config {
             },
             rlimit_nofile: args.rlimit_nofile,
         })
+    }
+}
+
+/// What `--socket-group` and `--socket-mode` mean. Groups are looked up here, before anything is open or confined: who
+/// knows them may be a service at the other end of a socket.
+fn access(args: &Args) -> Result<Access, Failure> {
+    let group = args.socket_group.as_deref().map(group).transpose()?;
+    let mode = args.socket_mode.unwrap_or(match group {
+        Some(_) => 0o660,
+        None => 0o600,
+    });
+    if group.is_some() && mode & 0o020 == 0 {
+        return Err(Failure::Usage(format!(
+            "With --socket-mode {mode:04o} the group of --socket-group cannot connect; that takes write permission, as \
+             in 0660."
+        )));
+    }
+    Ok(Access { group, mode })
+}
+
+/// The group of this name, or else number, as chgrp has it.
+fn group(name: &str) -> Result<Gid, Failure> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => return Ok(group.gid),
+        Ok(None) | Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => {}
+        Err(error) => {
+            return Err(Failure::Environment(format!(
+                "The group of --socket-group cannot be looked up: {}.",
+                error.desc()
+            )));
+        }
+    }
+    match name.parse() {
+        // The last number means "no group".
+        Ok(number) if number != u32::MAX && !name.starts_with('+') => Ok(Gid::from_raw(number)),
+        _ => Err(Failure::Usage(format!(
+            "There is no group \"{name}\" for --socket-group."
+        ))),
     }
 }
 

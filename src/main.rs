@@ -101,9 +101,9 @@ fn run(config: Config) -> Result<(), Failure> {
     // The inherited socket first, while its number cannot mean anything else.
     let inherited = match config.socket {
         Socket::Fd(fd) => Some(socket::inherit(fd).map_err(Failure::Environment)?),
-        Socket::Path(_) => None,
+        Socket::Path(..) => None,
     };
-    if let Socket::Path(path) = &config.socket {
+    if let Socket::Path(path, _) = &config.socket {
         socket::check(path).map_err(Failure::Environment)?;
     }
     let descriptors = limits::raise_nofile(config.rlimit_nofile)?;
@@ -114,8 +114,8 @@ fn run(config: Config) -> Result<(), Failure> {
     let stop = Arc::new(stop);
     let (listener, file) = match (inherited, &config.socket) {
         (Some(listener), _) => (listener, None),
-        (None, Socket::Path(path)) => {
-            let (listener, file) = socket::listen(path).map_err(Failure::Environment)?;
+        (None, Socket::Path(path, access)) => {
+            let (listener, file) = socket::listen(path, *access).map_err(Failure::Environment)?;
             (listener, Some(Arc::new(file)))
         }
         (None, Socket::Fd(_)) => return Err(Failure::Usage("--fd cannot be used.".to_string())),

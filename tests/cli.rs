@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -74,7 +74,12 @@ impl Place {
 
     /// Starts the program and waits until its socket is there.
     fn start(&self) -> Running {
-        let mut child = self.command(&[]).stderr(Stdio::piped()).spawn().unwrap();
+        self.start_with(&[])
+    }
+
+    /// As [`Place::start`], with `more` options.
+    fn start_with(&self, more: &[&str]) -> Running {
+        let mut child = self.command(more).stderr(Stdio::piped()).spawn().unwrap();
         until(|| {
             assert!(child.try_wait().unwrap().is_none(), "it ended at once");
             UnixStream::connect(self.socket()).is_ok()
@@ -153,6 +158,8 @@ fn help_explains_itself() {
     let help = String::from_utf8(output.stdout).unwrap();
     for word in [
         "--socket-path",
+        "--socket-group",
+        "--socket-mode",
         "--fd",
         "--shared-dir",
         "--tag",
@@ -421,4 +428,184 @@ fn a_descriptor_that_is_no_listening_socket_is_refused() {
         1,
         "standard stream",
     );
+}
+
+/// A group that nobody is in, and a user that nobody is.
+const GROUP: u32 = 54_321;
+const USER: u32 = 1234;
+
+/// `command` as [`USER`], a member of `groups`, without capabilities. The program is a copy that it may execute.
+fn as_user(place: &Place, groups: &[u32]) -> Command {
+    let copy = place.path("program");
+    if !copy.exists() {
+        testkit::program::copy(Path::new(env!("CARGO_BIN_EXE_vhost-user-9p")), &copy);
+        for path in [place.dir.path(), &place.path("share"), &copy] {
+            fs::set_permissions(path, PermissionsExt::from_mode(0o755)).unwrap();
+        }
+    }
+    let groups: Vec<_> = groups.iter().map(u32::to_string).collect();
+    let user = USER.to_string();
+    let mut command = Command::new("setpriv");
+    command
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .args(["--reuid", &user, "--regid", &user])
+        .args(match groups.is_empty() {
+            true => vec!["--clear-groups".to_string()],
+            false => vec!["--groups".to_string(), groups.join(",")],
+        })
+        .arg(copy)
+        .args(["--security-model", "squash", "--shared-dir"])
+        .arg(place.share());
+    command
+}
+
+/// Whether [`USER`] as a member of `groups` can connect: the program looks whether somebody listens.
+fn connects(place: &Place, groups: &[u32]) -> bool {
+    let output = as_user(place, groups)
+        .arg("--socket-path")
+        .arg(place.socket())
+        .output()
+        .unwrap();
+    let said = sentence(&output);
+    let connected = said.contains("another program listens there");
+    assert!(connected || said.contains("Permission denied"), "{said}");
+    connected
+}
+
+/// Group and permissions of the socket.
+fn access(place: &Place) -> (u32, u32) {
+    let found = fs::symlink_metadata(place.socket()).unwrap();
+    (found.gid(), found.mode() & 0o7777)
+}
+
+#[test]
+fn the_socket_has_the_group_and_mode_that_are_asked_for() {
+    let place = Place::new();
+    let own = fs::metadata(place.dir.path()).unwrap().gid();
+    let group = GROUP.to_string();
+    for (options, expected, member, other) in [
+        (vec![], (own, 0o600), false, false),
+        (vec!["--socket-mode", "0660"], (own, 0o660), false, false),
+        (vec!["--socket-mode", "666"], (own, 0o666), true, true),
+        (vec!["--socket-group", &group], (GROUP, 0o660), true, false),
+        (
+            vec!["--socket-group", &group, "--socket-mode", "0620"],
+            (GROUP, 0o620),
+            true,
+            false,
+        ),
+        (vec!["--socket-group", "daemon"], (1, 0o660), false, false),
+    ] {
+        let running = place.start_with(&options);
+        assert_eq!(access(&place), expected, "{options:?}");
+        assert_eq!(connects(&place, &[GROUP]), member, "{options:?}");
+        assert_eq!(connects(&place, &[]), other, "{options:?}");
+        assert_eq!(running.end(Signal::SIGTERM).0, Some(0));
+        assert!(!place.socket().exists());
+    }
+}
+
+#[test]
+fn a_group_that_cannot_be_is_refused_before_there_is_a_socket() {
+    let place = Place::new();
+    for (options, says) in [
+        (vec!["--socket-group", "no-such-group"], "no-such-group"),
+        (vec!["--socket-group", ""], "no group"),
+        (vec!["--socket-group", "4294967295"], "4294967295"),
+        (vec!["--socket-group", "-1"], "-1"),
+        (vec!["--socket-group", "4294967296"], "4294967296"),
+        (
+            vec!["--socket-group", "5", "--socket-mode", "0600"],
+            "write permission",
+        ),
+        (vec!["--socket-mode", "0770"], "octal"),
+        (vec!["--socket-mode", "0060"], "octal"),
+        (vec!["--socket-mode", "4660"], "octal"),
+    ] {
+        refused(&mut place.command(&options), 2, says);
+    }
+    for option in [["--socket-group", "5"], ["--socket-mode", "0660"]] {
+        refused(
+            program()
+                .args(["--shared-dir", &place.share(), "--fd", "9"])
+                .args(option),
+            2,
+            "--fd",
+        );
+    }
+    assert_eq!(place.names(), ["share"]);
+}
+
+#[test]
+fn an_ordinary_user_can_give_the_socket_to_its_own_groups_only() {
+    let place = Place::new();
+    let open = place.path("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+    let socket = open.join("socket");
+    let start = |group: u32| {
+        let mut command = as_user(&place, &[GROUP, GROUP + 1]);
+        let group = group.to_string();
+        command
+            .args(["--socket-group", &group, "--socket-path"])
+            .arg(&socket);
+        command
+    };
+    refused(&mut start(GROUP + 2), 1, "not a member of group 54323");
+    assert!(!socket.exists());
+    let mut child = start(GROUP + 1).stderr(Stdio::piped()).spawn().unwrap();
+    until(|| {
+        assert!(child.try_wait().unwrap().is_none(), "it ended at once");
+        UnixStream::connect(&socket).is_ok()
+    });
+    let running = Running { child };
+    let found = fs::symlink_metadata(&socket).unwrap();
+    assert_eq!(
+        (found.uid(), found.gid(), found.mode() & 0o7777),
+        (USER, GROUP + 1, 0o660)
+    );
+    assert_eq!(running.end(Signal::SIGTERM).0, Some(0));
+    assert!(!socket.exists());
+}
+
+/// An access control list: `version, (tag, permissions, id)...`, as the kernel has it.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_default_acl_of_the_directory_lets_nobody_else_in() {
+    let place = Place::new();
+    let nobody = u32::MAX;
+    // Owner, user 1234, group, mask, others: all may do everything.
+    let everything = [
+        (1, 7, nobody),
+        (2, 7, USER),
+        (4, 7, nobody),
+        (0x10, 7, nobody),
+        (0x20, 7, nobody),
+    ];
+    let set = rustix::fs::setxattr(
+        place.dir.path(),
+        "system.posix_acl_default",
+        &acl(&everything),
+        rustix::fs::XattrFlags::empty(),
+    );
+    if set.is_err() {
+        println!("left out: no access control lists here");
+        return;
+    }
+    for (options, expected) in [(vec![], 0o600), (vec!["--socket-group", "54321"], 0o660)] {
+        let running = place.start_with(&options);
+        assert_eq!(access(&place).1, expected, "{options:?}");
+        assert!(!connects(&place, &[]), "{options:?}");
+        assert_eq!(running.end(Signal::SIGTERM).0, Some(0));
+    }
 }
