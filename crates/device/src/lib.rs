@@ -22,8 +22,12 @@ mod run;
 mod serve;
 mod vring;
 
+#[cfg(feature = "fuzzing")]
+pub use backend::Backend;
 pub use backend::{DeviceOptions, MAX_TAG};
 pub use handler::Handler;
 pub use serve::{Stop, serve};
 /// The listening socket's type, as [`serve`] takes it.
 pub use vhost::vhost_user::Listener;
+#[cfg(feature = "fuzzing")]
+pub use vring::Vring;

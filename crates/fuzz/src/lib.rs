@@ -11,7 +11,12 @@
 //! `corpus/` has inputs for each, recorded from our own client's ordinary work by `cargo run -p fuzz`. The tests run them
 //! and some thousand mutations of them; `scripts/fuzz` searches on with libFuzzer.
 
+mod arena;
+mod changes;
 pub mod decode;
+pub mod device;
+mod expected;
+mod oracle;
 pub mod script;
 pub mod session;
 pub mod watchdog;
@@ -33,7 +38,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 2] = [
+pub const TARGETS: [Target; 3] = [
     Target {
         name: "decode",
         run: decode::run,
@@ -43,6 +48,11 @@ pub const TARGETS: [Target; 2] = [
         name: "session",
         run: session::run,
         mutate: session::mutate,
+    },
+    Target {
+        name: "device",
+        run: device::run,
+        mutate: device::mutate,
     },
 ];
 

@@ -3,9 +3,9 @@
 use std::fs;
 
 use fuzz::script::Script;
-use fuzz::{Target, session, work};
-use testkit::Client;
+use fuzz::{Target, device, session, work};
 use testkit::client::Errno;
+use testkit::{Client, RingOptions};
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
     let corpus = Target::named(target).expect("a target").corpus();
@@ -15,7 +15,21 @@ fn save(target: &str, name: &str, bytes: &[u8]) {
 
 fn main() -> Result<(), Errno> {
     sessions()?;
+    devices();
     Ok(())
+}
+
+/// Each piece of work over a ring, and a look at what a session that only copies makes of it.
+fn devices() {
+    let ring = |event_idx, indirect| RingOptions {
+        size: 16,
+        indirect,
+        event_idx,
+    };
+    for (at, (name, piece)) in work::pieces().into_iter().enumerate() {
+        let script = device::record(true, ring(at % 2 == 0, 8 * (at as u16 % 2)), piece);
+        save("device", name, &script.encode());
+    }
 }
 
 /// Each piece of work in another share mode; and, for the decoder, the first message of each type in it.

@@ -35,5 +35,10 @@ fn any_bytes_are_decoded_or_refused() {
 
 #[test]
 fn any_script_of_messages_is_survived_while_the_host_interferes() {
-    short_run("session", 600);
+    short_run("session", 400);
+}
+
+#[test]
+fn any_ring_in_any_memory_is_survived() {
+    short_run("device", 300);
 }
