@@ -4,7 +4,8 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{PipeReader, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{Action, tcflow};
 use tempfile::TempDir;
 use testkit::vhost_user::Code;
 use testkit::{Errno, Machine, MachineOptions, Program, Vmm, scenario};
@@ -95,9 +98,21 @@ fn left_out(log: &str, words: &str) -> usize {
     numbers.sum()
 }
 
-#[test]
-fn a_reader_that_stands_still_stops_nothing() {
-    let (reader, stderr) = full_pipe();
+/// A stopped terminal: its slave side, and the master that keeps it.
+fn stopped_terminal() -> (OwnedFd, OwnedFd) {
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&master).expect("a terminal");
+    unlockpt(&master).expect("a terminal");
+    let name = ptsname(&master, Vec::new()).expect("a terminal");
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_NOCTTY);
+    let slave = options.open(name.to_str().expect("ASCII")).expect("open");
+    tcflow(&slave, Action::OOff).expect("tcflow");
+    (slave.into(), master)
+}
+
+/// With this for its stderr it serves and ends, whatever a guest does.
+fn serves_telling(stderr: Stdio) {
     // All the detail there is, which is more than is kept.
     let mut program = Program::start_telling(stderr, command(), base(), &["--log-level", "trace"]);
     let mut machine = boot(&program);
@@ -107,7 +122,55 @@ fn a_reader_that_stands_still_stops_nothing() {
         machine.client.getattr(0, P9_GETATTR_BASIC).expect("getattr");
     }
     ends(&mut program);
+}
+
+#[test]
+fn a_reader_that_stands_still_stops_nothing() {
+    let (_reader, stderr) = full_pipe();
+    serves_telling(stderr);
+}
+
+#[test]
+fn a_stopped_terminal_stops_nothing() {
+    let (slave, _master) = stopped_terminal();
+    serves_telling(slave.into());
+}
+
+#[test]
+fn a_socket_that_is_full_stops_nothing() {
+    let (stderr, _reader) = UnixStream::pair().expect("a pair");
+    stderr.set_nonblocking(true).expect("fcntl");
+    while (&stderr).write(&[b'\n'; 4096]).is_ok() {}
+    stderr.set_nonblocking(false).expect("fcntl");
+    serves_telling(OwnedFd::from(stderr).into());
+}
+
+#[test]
+fn a_file_that_takes_nothing_stops_nothing() {
+    let full = OpenOptions::new().write(true).open("/dev/full").expect("open");
+    serves_telling(full.into());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
+    serves_telling(writer.into());
+}
+
+#[test]
+fn a_description_that_somebody_made_nonblocking_loses_nothing_for_that() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).expect("fcntl");
+    let mut program = Program::start_telling(writer, command(), base(), &["--log-level", "trace"]);
+    let mut machine = boot(&program);
+    // More than a pipe takes at once, less than is kept.
+    for _ in 0..1000 {
+        machine.client.getattr(0, P9_GETATTR_BASIC).expect("getattr");
+    }
+    let log = reading(reader);
+    drop(machine);
+    ends(&mut program);
+    let log = log.recv().expect("the log");
+    let there = log.lines().filter(|line| line.contains("Tgetattr")).count();
+    assert_eq!(there, 1000, "{log}");
+    assert!(!log.contains("missing here"), "{log}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod limiter;
 mod line;
 mod output;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, IsTerminal, Stderr};
@@ -131,6 +132,10 @@ pub fn init(level: LevelFilter) {
     panic::set_hook(Box::new(|info| {
         let info = info.to_string().replace('\n', " ");
         log::error!("This is a mistake in the program: {info}");
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            backtrace.to_string().lines().for_each(|line| say(&line));
+        }
         log::logger().flush();
     }));
     if let Some(error) = wrong {
@@ -248,5 +253,57 @@ mod tests {
         ] {
             assert!(!UNLIMITED.contains(&module(target)), "{target}");
         }
+    }
+
+    /// As a process of its own: it panics, and gives up as `host::creds` does.
+    const CHILD: &str = "LOGGER_TEST_CHILD";
+
+    #[test]
+    fn an_early_death_says_why_and_waits_for_nobody() {
+        if std::env::var_os(CHILD).is_some() {
+            init(LevelFilter::Info);
+            start_writer().expect("a thread");
+            let panicked = thread::spawn(|| panic!("one\ntwo")).join();
+            assert!(panicked.is_err());
+            log::error!(target: "host::creds", "giving up");
+            log::logger().flush();
+            std::process::abort();
+        }
+        let child = |stderr: std::process::Stdio| {
+            std::process::Command::new(std::env::current_exe().expect("a path"))
+                .args([
+                    "--exact",
+                    "logger::tests::an_early_death_says_why_and_waits_for_nobody",
+                ])
+                .env(CHILD, "1")
+                .env_remove("RUST_LOG")
+                .env_remove("RUST_BACKTRACE")
+                .env_remove("JOURNAL_STREAM")
+                .stdout(std::process::Stdio::null())
+                .stderr(stderr)
+                .spawn()
+                .expect("it starts")
+        };
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut told = String::new();
+        let mut running = child(writer.into());
+        io::Read::read_to_string(&mut reader, &mut told).expect("UTF-8");
+        assert!(!running.wait().expect("wait").success());
+        let lines: Vec<_> = told.lines().collect();
+        assert!(
+            matches!(&lines[..], [panic, end] if panic.contains("one two") && end.ends_with("giving up")),
+            "{told}"
+        );
+
+        let (_reader, writer) = io::pipe().expect("a pipe");
+        nix::fcntl::fcntl(
+            &writer,
+            nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+        )
+        .expect("fcntl");
+        while io::Write::write(&mut &writer, b"x").is_ok() {}
+        nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::empty())).expect("fcntl");
+        // Would hang here.
+        assert!(!child(writer.into()).wait().expect("wait").success());
     }
 }
