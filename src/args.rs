@@ -110,6 +110,14 @@ pub struct Args {
     #[arg(long, help_heading = FILES)]
     pub allow_devices: bool,
 
+    /// Let the guest set extended attributes that act on the host (repeatable, or with commas)
+    ///
+    /// With --security-model passthrough and squash only, and not together with an option that restricts users or
+    /// groups. Without it, setting and removing them is "operation not supported" for the guest; mapped-xattr keeps
+    /// the guest's own where they do nothing on the host.
+    #[arg(long, value_name = "NAMESPACE", value_delimiter = ',', help_heading = FILES)]
+    pub allow_xattrs: Vec<Xattrs>,
+
     /// Several file systems below the directory
     #[arg(long, value_name = "HOW", default_value = "remap", help_heading = FILES)]
     pub multidevs: Devices,
@@ -262,6 +270,15 @@ pub enum Checks {
     /// Each request is also done as the host's user with that number, so that the guest can do no more than that
     /// user could. Needs CAP_SETUID and CAP_SETGID
     Host,
+}
+
+/// `--allow-xattrs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Xattrs {
+    /// security.*: file capabilities, labels of SELinux and its like, hashes
+    Security,
+    /// trusted.*: what programs of the host's root keep, such as overlays; the guest does not see them otherwise
+    Trusted,
 }
 
 /// `--may-hang`.

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
-use host::{CheckAccess, IdMaps, IdOptions, MayHang, MultiDevs, SecurityModel, ShareOptions};
+use host::{CheckAccess, IdMaps, IdOptions, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group};
 use server::Limits;
 
-use crate::args::{Args, Checks, Devices, Hangs, Model};
+use crate::args::{Args, Checks, Devices, Hangs, Model, Xattrs};
 
 /// Longest path that fits `sockaddr_un`, without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -95,6 +95,10 @@ impl Config {
             Checks::Host => CheckAccess::Host,
         };
         share.allow_devices = args.allow_devices;
+        share.allow_xattrs = KernelXattrs {
+            security: args.allow_xattrs.contains(&Xattrs::Security),
+            trusted: args.allow_xattrs.contains(&Xattrs::Trusted),
+        };
         share.may_hang = match args.may_hang {
             Hangs::Auto => MayHang::Auto,
             Hangs::Always => MayHang::Always,

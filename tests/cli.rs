@@ -182,6 +182,7 @@ fn help_explains_itself() {
         "--squash-all",
         "--forbid-ids",
         "--allow-devices",
+        "--allow-xattrs",
         "share=on",
         "vhost-user-test-device-pci",
         "mount -t 9p",
@@ -223,6 +224,7 @@ fn a_wrong_command_line_is_one_sentence_and_status_2() {
         "overlap",
     );
     refused(&mut place.command(&["--multidevs", "perhaps"]), 2, "perhaps");
+    refused(&mut place.command(&["--allow-xattrs", "system"]), 2, "system");
     for id in ["4294967295:0", "0:4294967295", "+1:0", ":", "0"] {
         refused(&mut place.command(&["--squash-all", id]), 2, id);
         refused(&mut place.command(&["--squash-root", id]), 2, id);
@@ -252,6 +254,10 @@ fn a_wrong_command_line_is_one_sentence_and_status_2() {
     ] {
         let both = [restriction, &["--allow-devices"]].concat();
         refused(&mut place.command(&both), 2, "--allow-devices");
+        if restriction[1] != "squash" {
+            let both = [restriction, &["--allow-xattrs", "trusted,security"]].concat();
+            refused(&mut place.command(&both), 2, "--allow-xattrs");
+        }
     }
     refused(&mut place.command(&["--tag", ""]), 2, "tag");
     refused(&mut place.command(&["--tag", &"x".repeat(255)]), 2, "255 bytes");

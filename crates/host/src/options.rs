@@ -54,6 +54,15 @@ pub enum MayHang {
 const RESTRICTIONS: &str =
     "--uid-map, --gid-map, --squash-root, --squash-all, --forbid-ids or --check-access host";
 
+/// The kernel's own kinds of xattrs, which act on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelXattrs {
+    /// `security.*`: file capabilities, labels, hashes.
+    pub security: bool,
+    /// `trusted.*`: what programs with CAP_SYS_ADMIN keep for themselves, such as overlays.
+    pub trusted: bool,
+}
+
 /// Everything a [`crate::Share`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
@@ -77,6 +86,8 @@ pub struct ShareOptions {
     pub may_hang: MayHang,
     /// Where special files are the host's own: whether the guest may make block and character devices.
     pub allow_devices: bool,
+    /// Where xattrs are the host's own: which of the kernel's kinds the guest may set and remove.
+    pub allow_xattrs: KernelXattrs,
 }
 
 impl ShareOptions {
@@ -102,6 +113,20 @@ impl ShareOptions {
                  host is not held by these"
             ));
         }
+        let xattrs = self.allow_xattrs != KernelXattrs::default();
+        if xattrs && !matches!(self.model, SecurityModel::Passthrough | SecurityModel::Squash) {
+            return Err(
+                "--allow-xattrs needs --security-model passthrough or squash: mapped-xattr keeps the guest's security.* \
+                 and trusted.* beside the file, where they do nothing on the host, and mapped-file keeps none"
+                    .to_owned(),
+            );
+        }
+        if xattrs && self.restricts_ids() {
+            return Err(format!(
+                "--allow-xattrs cannot be used together with {RESTRICTIONS}: whoever may give a program file \
+                 capabilities is not held by these"
+            ));
+        }
         Ok(())
     }
 
@@ -118,6 +143,7 @@ impl ShareOptions {
             check_access: CheckAccess::default(),
             may_hang: MayHang::default(),
             allow_devices: false,
+            allow_xattrs: KernelXattrs::default(),
         }
     }
 }

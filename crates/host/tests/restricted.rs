@@ -2,11 +2,13 @@
 
 mod common;
 
+use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 
 use common::*;
 use host::sys::cred::{CAP_CHOWN, Caps};
-use host::{Caller, CheckAccess, IdMaps, IdOptions, SecurityModel, SetAttr, ShareOptions};
+use host::sys::xattr::Target;
+use host::{Caller, CheckAccess, IdMaps, IdOptions, KernelXattrs, SecurityModel, SetAttr, ShareOptions};
 
 const BOTH: [SecurityModel; 2] = [SecurityModel::Passthrough, SecurityModel::Squash];
 
@@ -360,4 +362,114 @@ fn what_goes_round_a_restriction_cannot_be_allowed_beside_it() {
         o.check_access = CheckAccess::Host
     });
     assert!(host.unwrap_err().contains("--check-access host"));
+}
+
+/// `VFS_CAP_REVISION_2`, CAP_SETUID permitted and effective.
+fn capability() -> [u8; 20] {
+    let mut value = [0; 20];
+    value[0] = 1;
+    value[3] = 2;
+    value[4] = 1 << 7;
+    value
+}
+
+fn on_host(f: &Fixture, file: &str, xattr: &str) -> std::io::Result<Vec<u8>> {
+    let file = std::fs::File::open(f.dir.join(file)).unwrap();
+    let mut value = vec![0; 100];
+    let len = host::sys::xattr::get(Target::Open(file.as_fd()), &c(xattr), &mut value)?;
+    value.truncate(len);
+    Ok(value)
+}
+
+fn set_on_host(f: &Fixture, file: &str, xattr: &str, value: &[u8]) {
+    let file = std::fs::File::open(f.dir.join(file)).unwrap();
+    host::sys::xattr::set(Target::Open(file.as_fd()), &c(xattr), value, 0).unwrap();
+}
+
+#[test]
+fn the_kernels_own_xattrs_are_set_only_where_that_is_allowed() {
+    if !is_root() {
+        return;
+    }
+    let capability = capability();
+    let kinds: [(&str, &[u8]); 4] = [
+        ("security.capability", &capability),
+        ("security.selinux", b"system_u:object_r:bin_t:s0"),
+        ("trusted.overlay.opaque", b"y"),
+        ("system.nfs4_acl", b"x"),
+    ];
+    let refused = |f: &Fixture, what: &str| {
+        std::fs::write(f.dir.join("file"), "").unwrap();
+        let file = f.open("file", libc::O_RDWR);
+        for (xattr, value) in kinds {
+            for who in [ROOT, user(1000), NAMELESS[2]] {
+                for object in [file.object(), f.walk("file").object()] {
+                    let set = f.share.set_xattr(who, &object, &c(xattr), value, 0);
+                    assert_eq!(errno(set), libc::EOPNOTSUPP, "{what} {xattr}");
+                }
+            }
+            assert!(on_host(f, "file", xattr).is_err(), "{what} {xattr}");
+        }
+        // What the host has set is shown as far as it concerns the guest, and stays.
+        for (xattr, value) in [kinds[0], kinds[2]] {
+            set_on_host(f, "file", xattr, value);
+            let removed = f.share.remove_xattr(ROOT, &file.object(), &c(xattr));
+            assert_eq!(errno(removed), libc::EOPNOTSUPP, "{what} {xattr}");
+            assert_eq!(on_host(f, "file", xattr).unwrap(), value);
+        }
+        let get = |xattr| f.share.get_xattr(ROOT, &file.object(), &c(xattr), &mut [0; 100]);
+        assert_eq!(get("security.capability").unwrap(), 20);
+        assert_eq!(errno(get("trusted.overlay.opaque")), libc::ENODATA);
+        f.share
+            .set_xattr(ROOT, &file.object(), &c("user.x"), b"y", 0)
+            .unwrap();
+        let mut names = Vec::new();
+        f.share.list_xattr(ROOT, &file.object(), &mut names).unwrap();
+        let mut names: Vec<_> = names.split(|&b| b == 0).filter(|name| !name.is_empty()).collect();
+        names.sort();
+        assert_eq!(names, [&b"security.capability"[..], b"user.x"], "{what}");
+    };
+    for model in BOTH {
+        for options in restrictions().into_iter().chain([IdOptions::default()]) {
+            refused(&fixture(model, &options), &format!("{model:?} {options:?}"));
+        }
+        let f = Fixture::with(model, |o| {
+            o.allow_xattrs = KernelXattrs {
+                security: true,
+                trusted: true,
+            }
+        });
+        std::fs::write(f.dir.join("file"), "").unwrap();
+        for (xattr, value) in [kinds[0], kinds[2]] {
+            let file = f.walk("file");
+            f.share
+                .set_xattr(ROOT, &file.object(), &c(xattr), value, 0)
+                .unwrap();
+            assert_eq!(on_host(&f, "file", xattr).unwrap(), value);
+            f.share.remove_xattr(ROOT, &file.object(), &c(xattr)).unwrap();
+        }
+        let other = f
+            .share
+            .set_xattr(ROOT, &f.walk("file").object(), &c("system.nfs4_acl"), b"x", 0);
+        assert_eq!(errno(other), libc::EOPNOTSUPP);
+    }
+    // Mapped, they are the guest's own affair, or nothing.
+    let f = Fixture::new(SecurityModel::MappedXattr);
+    f.create("file", libc::O_RDWR, 0o755);
+    f.share
+        .set_xattr(ROOT, &f.walk("file").object(), &c(kinds[0].0), &capability, 0)
+        .unwrap();
+    assert!(on_host(&f, "file", kinds[0].0).is_err());
+    assert_eq!(
+        on_host(&f, "file", "user.virtfs.security.capability").unwrap(),
+        capability
+    );
+    let f = Fixture::new(SecurityModel::MappedFile);
+    f.create("file", libc::O_RDWR, 0o755);
+    for (xattr, value) in kinds {
+        let set = f
+            .share
+            .set_xattr(ROOT, &f.walk("file").object(), &c(xattr), value, 0);
+        assert_eq!(errno(set), libc::EOPNOTSUPP);
+    }
 }

@@ -2,12 +2,22 @@
 
 use std::ffi::CStr;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Object, Share};
 use crate::acl;
 use crate::attr::{Caller, SetAttr, SetTime, StatFs};
 use crate::idmap::NO_ID;
 use crate::sys;
+
+const TRUSTED: &[u8] = b"trusted.";
+
+/// What has been told once.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    security: AtomicBool,
+    trusted: AtomicBool,
+}
 
 /// Whether this is an id at all.
 fn named(id: &u32) -> bool {
@@ -73,6 +83,39 @@ impl Share {
         Ok(())
     }
 
+    /// EOPNOTSUPP for an xattr that the guest may not set or remove where xattrs are the host's own. Programs take that
+    /// for a file system without such (cp, tar, rpm), and so does Linux when it takes a file's capabilities away before
+    /// a write (`cap_inode_killpriv`), which the host's kernel does by itself; EPERM would make that write fail.
+    fn may_set_xattr(&self, name: &CStr) -> io::Result<()> {
+        let bytes = name.to_bytes();
+        let allowed = self.context.options().allow_xattrs;
+        let which = match bytes {
+            _ if !self.plain || bytes.starts_with(b"user.") || acl::is_acl(name) => return Ok(()),
+            _ if bytes.starts_with(b"security.") => Some((allowed.security, "security", &self.told.security)),
+            _ if bytes.starts_with(TRUSTED) => Some((allowed.trusted, "trusted", &self.told.trusted)),
+            _ => None,
+        };
+        if let Some((allowed, kind, told)) = which {
+            if allowed {
+                return Ok(());
+            }
+            // A guest with SELinux tries with every file that it makes.
+            if !told.swap(true, Ordering::Relaxed) {
+                log::warn!(
+                    "the guest's {kind}.* xattrs are refused (operation not supported): they would act on the host; \
+                     --allow-xattrs {kind} lets the guest set them, where users are not restricted, and --security-model \
+                     mapped-xattr keeps them where they act in the guest only. This is said once."
+                );
+            }
+        }
+        Err(sys::error(libc::EOPNOTSUPP))
+    }
+
+    /// Whether the guest does not see an xattr of this name: what is kept for administrators of the host.
+    fn hides_xattr(&self, name: &[u8]) -> bool {
+        self.plain && !self.context.options().allow_xattrs.trusted && name.starts_with(TRUSTED)
+    }
+
     /// An xattr's value; an empty `buf` asks for the size; ERANGE when `buf` is too small, ENODATA.
     pub fn get_xattr(
         &self,
@@ -82,6 +125,10 @@ impl Share {
         buf: &mut [u8],
     ) -> io::Result<usize> {
         self.run("getxattr", caller, object, None, || {
+            if self.hides_xattr(name.to_bytes()) {
+                // The kernel's answer to whoever has no CAP_SYS_ADMIN.
+                return Err(sys::error(libc::ENODATA));
+            }
             let len = self.mode.get_xattr(object, name, buf)?;
             if acl::is_acl(name)
                 && !self.ids().is_identity()
@@ -94,7 +141,7 @@ impl Share {
         })
     }
 
-    /// Sets an xattr; `flags` are XATTR_CREATE / XATTR_REPLACE.
+    /// Sets an xattr; `flags` are XATTR_CREATE / XATTR_REPLACE. EOPNOTSUPP for one that the options do not allow.
     pub fn set_xattr(
         &self,
         caller: Caller,
@@ -104,6 +151,7 @@ impl Share {
         flags: i32,
     ) -> io::Result<()> {
         self.change("setxattr", caller, object, None, || {
+            self.may_set_xattr(name)?;
             if acl::is_acl(name) && !self.ids().is_identity() && !value.is_empty() {
                 let mut blob = value.to_vec();
                 acl::to_host(&mut blob, self.ids())?;
@@ -116,6 +164,7 @@ impl Share {
     /// Removes an xattr.
     pub fn remove_xattr(&self, caller: Caller, object: &Object<'_>, name: &CStr) -> io::Result<()> {
         self.change("removexattr", caller, object, None, || {
+            self.may_set_xattr(name)?;
             self.mode.remove_xattr(object, name)
         })
     }
@@ -123,7 +172,14 @@ impl Share {
     /// The visible names, NUL-terminated one after another; `out` is overwritten.
     pub fn list_xattr(&self, caller: Caller, object: &Object<'_>, out: &mut Vec<u8>) -> io::Result<()> {
         self.run("listxattr", caller, object, None, || {
-            self.mode.list_xattr(object, out)
+            self.mode.list_xattr(object, out)?;
+            if out.split(|&b| b == 0).any(|name| self.hides_xattr(name)) {
+                let shown = out
+                    .split_inclusive(|&b| b == 0)
+                    .filter(|name| !self.hides_xattr(name));
+                *out = shown.flatten().copied().collect();
+            }
+            Ok(())
         })
     }
 

@@ -26,6 +26,7 @@ use crate::passthrough::Passthrough;
 use crate::squash::Squash;
 use crate::sys::{self, ProcFd};
 
+use attrs::Told;
 use data::ReadAhead;
 pub use dir::Listing;
 use dir::Positions;
@@ -77,6 +78,7 @@ pub struct Share {
     read_ahead: ReadAhead,
     positions: Positions,
     mounts: Mounts,
+    told: Told,
 }
 
 impl Share {
@@ -144,6 +146,7 @@ impl Share {
             read_ahead: ReadAhead::default(),
             positions: Positions::default(),
             mounts: Mounts::new(&context),
+            told: Told::default(),
             context,
         })
     }

@@ -3,9 +3,10 @@
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use host::SecurityModel;
+use host::{KernelXattrs, SecurityModel, Share, ShareOptions};
 use server::Limits;
 use testkit::client::Errno;
 
@@ -25,7 +26,15 @@ const VALUE: [u8; 20] = {
 fn each(test: impl Fn(Fixture, &CStr)) {
     let f = Fixture::with(SecurityModel::MappedXattr, Limits::default());
     test(f, c"user.virtfs.security.capability");
-    let f = Fixture::with(SecurityModel::Squash, Limits::default());
+    let dir = tempfile::tempdir().unwrap();
+    let options = ShareOptions {
+        allow_xattrs: KernelXattrs {
+            security: true,
+            trusted: false,
+        },
+        ..ShareOptions::new(dir.path(), SecurityModel::Squash)
+    };
+    let f = Fixture::on(dir, Arc::new(Share::open(&options).unwrap()), Limits::default());
     f.write("probe", "");
     if set_on_host(&f.path("probe"), c"security.capability").is_ok() {
         test(f, c"security.capability");
@@ -141,6 +150,25 @@ fn what_the_guest_sets_is_seen_at_once() {
                 .unwrap();
         }
     });
+}
+
+/// What Linux sends before it writes to a file of the host that has capabilities, and what keeps its write from failing:
+/// it ignores EOPNOTSUPP, and that alone (`cap_inode_killpriv`).
+#[test]
+fn capabilities_of_the_hosts_are_left_to_the_hosts_kernel() {
+    let mut f = Fixture::new();
+    f.write("file", "");
+    if set_on_host(&f.path("file"), c"security.capability").is_err() {
+        return;
+    }
+    f.open(1, "file", O_RDWR);
+    assert_eq!(ask(&mut f, 1), Ok(20));
+    let removed = f.client.setxattr(1, 90, NAME, b"", wire::P9_XATTR_REPLACE);
+    assert_eq!(removed, Err(Errno::EOPNOTSUPP));
+    assert_eq!(ask(&mut f, 1), Ok(20));
+    f.client.write(1, 0, b"x").unwrap();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(ask(&mut f, 1), Err(Errno::ENODATA));
 }
 
 /// The host's kernel takes a file's capabilities away when it is written to, whatever the guest was told.
