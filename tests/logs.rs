@@ -303,9 +303,18 @@ fn the_journal_is_told_levels_and_no_times() {
     journal.env("JOURNAL_STREAM", format!("{}:{}", found.dev(), found.ino()));
     let mut program = Program::start_telling(log, journal, base, &[]);
     ends(&mut program);
-    let log = program.log();
-    assert!(log.lines().all(|line| line.starts_with("<6>")), "{log}");
-    assert!(log.contains("<6>Sharing "), "{log}");
+    let told = program.log();
+    assert!(told.lines().all(|line| line.starts_with("<6>")), "{told}");
+    assert!(told.contains("<6>Sharing "), "{told}");
+    let log = OpenOptions::new()
+        .append(true)
+        .open(program.share().with_file_name("log"))
+        .expect("open");
+    let mut journal = command();
+    journal.env("JOURNAL_STREAM", format!("{}:{}", found.dev(), found.ino()));
+    let status = journal.arg("--frobnicate").stderr(log).status().expect("it runs");
+    assert_eq!(status.code(), Some(2));
+    assert!(program.log().contains("\n<3>error: "), "{}", program.log());
     // Said of another stream than this one: nothing.
     let mut other = command();
     other.env("JOURNAL_STREAM", "1:1");

@@ -31,7 +31,7 @@ use output::Output;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Whose lines no guest or front-end causes: this program's own, and the one before the process ends itself.
-const UNLIMITED: [&str; 2] = [env!("CARGO_CRATE_NAME"), "host::creds"];
+const UNLIMITED: [&str; 2] = [env!("CARGO_CRATE_NAME"), "host::give_up"];
 
 static OUTPUT: LazyLock<Output<Stderr>> = LazyLock::new(|| Output::new(io::stderr()));
 static LOGGER: OnceLock<Logger> = OnceLock::new();
@@ -212,7 +212,11 @@ pub fn start_writer() -> io::Result<()> {
 
 /// Writes `sentence` to stderr as a line of its own, whatever is logged.
 pub fn say(sentence: &dyn Display) {
-    let mut line = Line::of(sentence);
+    let style = LOGGER.get().map_or_else(Style::of_stderr, |logger| logger.style);
+    let mut line = match style {
+        Style::Journal => Line::of(&format_args!("<3>{sentence}")),
+        Style::Plain | Style::Coloured => Line::of(sentence),
+    };
     line.append("\n");
     OUTPUT.push(line.as_str().as_bytes());
 }
@@ -242,12 +246,12 @@ mod tests {
 
     #[test]
     fn only_our_own_lines_are_unlimited() {
-        for target in ["vhost_user_9p", "vhost_user_9p::signals", "host::creds"] {
+        for target in ["vhost_user_9p", "vhost_user_9p::signals", "host::give_up"] {
             assert!(UNLIMITED.contains(&module(target)), "{target}");
         }
         for target in [
             "vhost_user_9p_more",
-            "host::creds::more",
+            "host::give_up::more",
             "host",
             "vhost_user_backend::handler",
         ] {
@@ -265,7 +269,7 @@ mod tests {
             start_writer().expect("a thread");
             let panicked = thread::spawn(|| panic!("one\ntwo")).join();
             assert!(panicked.is_err());
-            log::error!(target: "host::creds", "giving up");
+            log::error!(target: "host::give_up", "giving up");
             log::logger().flush();
             std::process::abort();
         }

@@ -19,7 +19,10 @@ pub fn switched() -> bool {
 
 /// Ends the process: going on would run the next request with somebody else's rights.
 fn give_up(what: &str, error: &io::Error) -> ! {
-    log::error!("cannot {what} ({error}): stopping, rather than work on with the wrong rights");
+    log::error!(
+        target: "host::give_up",
+        "cannot {what} ({error}): stopping, rather than work on with the wrong rights"
+    );
     log::logger().flush();
     std::process::abort()
 }
