@@ -198,11 +198,9 @@ impl Context {
         sys::path::open_beneath(dir, name, libc::O_PATH, 0)
     }
 
-    /// Opens the very object that `fd` (`O_PATH` or not) names. Only for regular files and directories: a FIFO
-    /// would wait and a device would act, so the caller has looked at the type; it cannot change.
+    /// Opens the very object that `fd` (`O_PATH` or not) names, if it is a regular file or a directory: ELOOP for a symlink,
+    /// ENXIO for a special file.
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
-        // The link itself is no symlink to refuse, and O_CREAT must never reach a magic link.
-        let flags = flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL);
         match self.proc.reopen(fd, flags) {
             // O_NOATIME is a wish that only the owner may have.
             Err(e) if sys::errno(&e) == libc::EPERM && flags & libc::O_NOATIME != 0 => {

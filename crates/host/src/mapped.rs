@@ -150,7 +150,7 @@ pub fn readlink(context: &Context, object: &Object<'_>, kept: &Kept, buf: &mut [
     match object.host_type {
         libc::S_IFLNK => sys::path::read_link(object.path, c"", buf),
         host if kept.guest_mode(host) & libc::S_IFMT == libc::S_IFLNK => {
-            let file = context.reopen(object.path, libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY)?;
+            let file = context.reopen(object.path, libc::O_RDONLY)?;
             read_start(file.as_fd(), buf)
         }
         _ => Err(error(libc::EINVAL)),

@@ -27,7 +27,7 @@ use crate::mode::ShareMode;
 use crate::name::Name;
 use crate::share::Object;
 use crate::sys::attr::Statx;
-use crate::sys::{self, errno, error};
+use crate::sys::{self, ProcFd, errno, error};
 use crate::virtfs::{Kept, some_id};
 use gone::{Gone, Key};
 use metadata::there;
@@ -83,12 +83,13 @@ impl MappedFile {
     /// Changes what is kept of `object`, then moves its ctime, which a change of the metadata file does not.
     fn change(&self, object: &Object<'_>, change: &dyn Fn(&Kept) -> Kept) -> io::Result<()> {
         let mut gone = self.alone();
+        let proc = self.context.proc();
         let stat = self.context.stat(object)?;
         match place::find(&self.context, object.path, &stat)? {
-            Place::Root => metadata::update(self.context.root(), metadata::ROOT, change)?,
+            Place::Root => metadata::update(proc, self.context.root(), metadata::ROOT, change)?,
             Place::Named(dir, name) => {
                 let (directory, _) = metadata::make_directory(dir.as_fd())?;
-                metadata::update(directory.as_fd(), name.as_c_str(), change)?;
+                metadata::update(proc, directory.as_fd(), name.as_c_str(), change)?;
             }
             Place::Nameless => gone.change(Key::of(&stat), change)?,
         }
@@ -133,6 +134,7 @@ impl MappedFile {
     /// Takes our own names out of the directory `name`, when it has no others, so that it can be removed. ENOTEMPTY
     /// when it has.
     fn empty(&self, dir: BorrowedFd<'_>, name: &Name) -> io::Result<()> {
+        // By its name all the same: with O_DIRECTORY the kernel looks at the type before it opens (`do_open`).
         let flags = libc::O_RDONLY | libc::O_DIRECTORY;
         // What cannot be looked into is left to rmdir(2) to judge.
         let Ok(inner) = sys::path::open_beneath(dir, name.as_c_str(), flags, 0) else {
@@ -220,8 +222,8 @@ fn each_name(dir: BorrowedFd<'_>, visit: &mut dyn FnMut(&[u8]) -> io::Result<()>
 
 /// Opens the metadata of an object that is about to lose its name. Other names may go on sharing the file, so it is
 /// opened for changes. Not being able to is no reason to keep the object.
-fn to_remember(directory: BorrowedFd<'_>, name: &CStr) -> Option<OwnedFd> {
-    metadata::open_to_write(directory, name).unwrap_or_default()
+fn to_remember(proc: &ProcFd, directory: BorrowedFd<'_>, name: &CStr) -> Option<OwnedFd> {
+    metadata::open_to_write(proc, directory, name).unwrap_or_default()
 }
 
 /// As QEMU's table for this mode: user xattrs and ACLs are the host's own, the rest is refused and not listed.
@@ -312,13 +314,17 @@ impl ShareMode for MappedFile {
                     let from = from.as_fd();
                     // A host-made object has no file yet; an empty one says nothing, and from now on both names
                     // share it.
-                    if metadata::open(from, old.as_c_str())?.is_none() {
+                    if metadata::open(self.context.proc(), from, old.as_c_str())?.is_none() {
                         metadata::store(from, old.as_c_str(), &Kept::NOTHING)?;
                     }
                     match sys::path::link_name(from, old.as_c_str(), to, name.as_c_str()) {
                         // No hard links for this file though the object has them: two copies are the next best.
                         Err(e) if matches!(errno(&e), libc::EPERM | libc::EMLINK | libc::EXDEV) => {
-                            metadata::store(to, name.as_c_str(), &metadata::load(from, old.as_c_str())?)
+                            metadata::store(
+                                to,
+                                name.as_c_str(),
+                                &metadata::load(self.context.proc(), from, old.as_c_str())?,
+                            )
                         }
                         other => other,
                     }
@@ -355,7 +361,7 @@ impl ShareMode for MappedFile {
             // A host-made object: what describes the target must not describe it.
             let directory = metadata::directory(to.path)?;
             let file = match &directory {
-                Some(directory) => to_remember(directory.as_fd(), new_name),
+                Some(directory) => to_remember(self.context.proc(), directory.as_fd(), new_name),
                 None => None,
             };
             rename()?;
@@ -367,7 +373,7 @@ impl ShareMode for MappedFile {
         let source_metadata = source_metadata.as_fd();
         let (target_metadata, made) = metadata::make_directory(to.path)?;
         let target_metadata = target_metadata.as_fd();
-        let file = to_remember(target_metadata, new_name);
+        let file = to_remember(self.context.proc(), target_metadata, new_name);
         // With the new name free, both names are described before the object moves, so that a crash finds it
         // described wherever it is.
         let ahead = target.is_none()
@@ -391,7 +397,7 @@ impl ShareMode for MappedFile {
         }
         if sys::path::rename(source_metadata, old_name, target_metadata, new_name, 0).is_err() {
             // The object has moved; a copy describes it as well.
-            let kept = metadata::load(source_metadata, old_name)?;
+            let kept = metadata::load(self.context.proc(), source_metadata, old_name)?;
             metadata::store(target_metadata, new_name, &kept)?;
         }
         // Still there if both were names of one file.
@@ -406,7 +412,7 @@ impl ShareMode for MappedFile {
         }
         let metadata = metadata::directory(dir.path)?;
         let file = match &metadata {
-            Some(directory) => to_remember(directory.as_fd(), name.as_c_str()),
+            Some(directory) => to_remember(self.context.proc(), directory.as_fd(), name.as_c_str()),
             None => None,
         };
         // The object first: when that fails, it is still described.
@@ -487,7 +493,7 @@ impl ShareMode for MappedFile {
                 return Ok(Kept::NOTHING);
             };
             match Name::new(name) {
-                Ok(name) => metadata::load(directory.as_fd(), name.as_c_str()),
+                Ok(name) => metadata::load(self.context.proc(), directory.as_fd(), name.as_c_str()),
                 Err(_) => Ok(Kept::NOTHING),
             }
         };

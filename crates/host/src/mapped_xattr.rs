@@ -451,7 +451,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let proc = ProcFd::open().unwrap();
         let root = std::fs::File::open(dir.path()).unwrap();
-        let root = proc.reopen(root.as_fd(), libc::O_PATH).unwrap();
+        let root = proc.path_of_open(root.as_fd()).unwrap();
         let options = ShareOptions::new(dir.path(), SecurityModel::MappedXattr);
         let context = Arc::new(Context::new(root, proc, options).unwrap());
         let mode = MappedXattr::new(context.clone()).unwrap();

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::mapped::{read_start, write_all};
-use crate::sys::{self, errno};
+use crate::sys::{self, ProcFd, errno};
 use crate::virtfs::{Kept, text};
 
 /// The directory beside the objects it describes.
@@ -58,17 +58,14 @@ pub fn make_directory(dir: BorrowedFd<'_>) -> io::Result<(OwnedFd, bool)> {
     Ok((sys::path::open_beneath(dir, DIRECTORY, flags, 0)?, made))
 }
 
-/// Opens the file `name` in the metadata directory for reading.
-pub fn open(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
-    // Without O_NONBLOCK a FIFO that somebody put here would hold us up.
-    let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-    there(sys::path::open_beneath(directory, name, flags, 0))
+/// Opens the file `name` in the metadata directory for reading; whatever else somebody put there is as good as nothing.
+pub fn open(proc: &ProcFd, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
+    there(proc.open_file(directory, name, libc::O_RDONLY))
 }
 
 /// As [`open`], for rewriting.
-pub fn open_to_write(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
-    let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_NOCTTY;
-    there(sys::path::open_beneath(directory, name, flags, 0))
+pub fn open_to_write(proc: &ProcFd, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Option<OwnedFd>> {
+    there(proc.open_file(directory, name, libc::O_RDWR))
 }
 
 /// What an open metadata file says; nothing when it cannot be read as one.
@@ -81,8 +78,8 @@ pub fn read(file: BorrowedFd<'_>) -> Kept {
 }
 
 /// What the metadata directory says about `name`.
-pub fn load(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Kept> {
-    Ok(open(directory, name)?.map_or(Kept::NOTHING, |file| read(file.as_fd())))
+pub fn load(proc: &ProcFd, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<Kept> {
+    Ok(open(proc, directory, name)?.map_or(Kept::NOTHING, |file| read(file.as_fd())))
 }
 
 /// Removes `name` from the metadata directory; one that is not there is as good.
@@ -152,8 +149,13 @@ pub fn rewrite(file: BorrowedFd<'_>, change: &dyn Fn(&Kept) -> Kept) -> io::Resu
 }
 
 /// Changes what the metadata directory says about `name`, which gets a file if it has none.
-pub fn update(directory: BorrowedFd<'_>, name: &CStr, change: &dyn Fn(&Kept) -> Kept) -> io::Result<()> {
-    match open_to_write(directory, name)? {
+pub fn update(
+    proc: &ProcFd,
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    change: &dyn Fn(&Kept) -> Kept,
+) -> io::Result<()> {
+    match open_to_write(proc, directory, name)? {
         Some(file) => rewrite(file.as_fd(), change),
         None => store(directory, name, &change(&Kept::NOTHING)),
     }

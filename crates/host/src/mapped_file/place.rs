@@ -141,7 +141,7 @@ pub fn find(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<P
 /// open instead of two, and the name is trusted unless it looks deleted.
 pub fn load(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<Option<Kept>> {
     if context.is_root(stat) {
-        return metadata::load(context.root(), metadata::ROOT).map(Some);
+        return metadata::load(context.proc(), context.root(), metadata::ROOT).map(Some);
     }
     let mut room = [0; PATH_MAX];
     if stat.stx_nlink == 0 {
@@ -157,15 +157,18 @@ pub fn load(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<O
     if let Some(whole) = join(&mut whole, &pieces)
         && !path.ends_with(DELETED)
     {
-        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOCTTY;
-        let file = metadata::there(sys::path::open_below(context.root(), whole, flags))?;
+        let file = metadata::there(
+            context
+                .proc()
+                .open_file_below(context.root(), whole, libc::O_RDONLY),
+        )?;
         return Ok(Some(
             file.map_or(Kept::NOTHING, |file| metadata::read(file.as_fd())),
         ));
     }
     match find(context, fd, stat)? {
         Place::Named(dir, name) => match metadata::directory(dir.as_fd())? {
-            Some(directory) => metadata::load(directory.as_fd(), name.as_c_str()).map(Some),
+            Some(directory) => metadata::load(context.proc(), directory.as_fd(), name.as_c_str()).map(Some),
             None => Ok(Some(Kept::NOTHING)),
         },
         _ => Ok(None),

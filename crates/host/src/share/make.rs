@@ -64,7 +64,7 @@ impl Share {
         // O_NOATIME is refused after the file has been made, when its owner turns out to be somebody else.
         let flags = super::data::open_flags(flags)? & !(libc::O_NOATIME | libc::O_DIRECTORY);
         let file = self.mode.create(dir, name, flags, mode, owner)?;
-        let path = self.context.proc().reopen(file.as_fd(), libc::O_PATH)?;
+        let path = self.context.proc().path_of_open(file.as_fd())?;
         let object = Object {
             path: path.as_fd(),
             file: Some(file.as_fd()),

@@ -61,6 +61,11 @@ pub fn stat_without_birth(fd: BorrowedFd<'_>) -> Result<Stat> {
     stat(fd)
 }
 
+/// `S_IFMT` bits of the object that `fd` names: one fstat. An inode keeps its type for life.
+pub fn file_type(fd: BorrowedFd<'_>) -> Result<u32> {
+    Ok(stat_without_birth(fd)?.mode() & libc::S_IFMT)
+}
+
 /// What the kernel's two records of an object have in common.
 #[expect(missing_docs, reason = "the names are stat(2)'s")]
 pub trait Record {

@@ -89,10 +89,46 @@ impl ProcFd {
         self.0.as_fd()
     }
 
-    /// A new description of the object that `fd` names, `O_PATH` or not: opens the object itself, not a name.
-    /// `O_NOFOLLOW` must not be in `flags` (the link would be opened).
+    /// A new description of the regular file or directory that `fd` names, `O_PATH` or not: opens the object itself, not
+    /// a name. ELOOP for a symlink, ENXIO for a FIFO, socket or device: opening one of these waits, or acts.
+    ///
+    /// The type is asked of `fd` itself, whatever the caller knows of it. An inode never changes its type, so nothing can
+    /// come between the question and the open.
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+        match attr::file_type(fd)? {
+            libc::S_IFREG | libc::S_IFDIR => {}
+            libc::S_IFLNK => return Err(error(libc::ELOOP)),
+            _ => return Err(error(libc::ENXIO)),
+        }
+        // The link itself is no symlink to refuse, and O_CREAT must never reach a magic link.
+        let flags = flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL) | libc::O_NOCTTY;
         path::open_at(Some(self.dir()), FdName::new(fd).as_c_str(), flags, 0)
+    }
+
+    /// An `O_PATH` descriptor of the object that `fd` names, whatever it is: nothing is opened.
+    pub fn path_of_open(&self, fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+        path::open_at(Some(self.dir()), FdName::new(fd).as_c_str(), libc::O_PATH, 0)
+    }
+
+    /// Opens the regular file `name` in `dir`, never through a symlink; ENOENT for anything else that has the name.
+    ///
+    /// By way of an `O_PATH` descriptor: to open a FIFO or a device by its name is to have opened it, also with
+    /// O_NONBLOCK, before anybody can look at what it is.
+    pub fn open_file(&self, dir: BorrowedFd<'_>, name: &CStr, flags: i32) -> Result<OwnedFd> {
+        self.open_only_file(path::open_beneath(dir, name, libc::O_PATH, 0)?, flags)
+    }
+
+    /// As [`ProcFd::open_file`] of `path`, of any number of components, below `dir`.
+    pub fn open_file_below(&self, dir: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<OwnedFd> {
+        self.open_only_file(path::open_below(dir, path, libc::O_PATH)?, flags)
+    }
+
+    fn open_only_file(&self, found: OwnedFd, flags: i32) -> Result<OwnedFd> {
+        use std::os::fd::AsFd;
+        match attr::file_type(found.as_fd())? {
+            libc::S_IFREG => path::open_at(Some(self.dir()), FdName::new(found.as_fd()).as_c_str(), flags, 0),
+            _ => Err(error(libc::ENOENT)),
+        }
     }
 
     /// The path the kernel shows for `fd`; for messages only, it may be out of date at once.
