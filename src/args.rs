@@ -176,6 +176,14 @@ pub struct Args {
     #[arg(long, value_name = "WHETHER", default_value = "auto", help_heading = WORK)]
     pub may_hang: Hangs,
 
+    /// How files are found again whose descriptors were given up
+    ///
+    /// Beyond --rlimit-nofile descriptors, those of files that the guest only knows by name are closed. By default the file
+    /// is found again by its name, and its file handle says whether it is the same. Opening the handle itself also finds
+    /// what the host has renamed meanwhile, but needs CAP_DAC_READ_SEARCH, which reaches every file of the file system.
+    #[arg(long, value_name = "HOW", default_value = "verify", help_heading = FILES)]
+    pub file_handles: Handles,
+
     /// Most open descriptors, at most the hard limit [default: the hard limit]
     ///
     /// A file that the guest has open takes two; names beyond the limit are found again when they are used.
@@ -279,6 +287,15 @@ pub enum Xattrs {
     Security,
     /// trusted.*: what programs of the host's root keep, such as overlays; the guest does not see them otherwise
     Trusted,
+}
+
+/// `--file-handles`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Handles {
+    /// By name; what is there now counts only if it is the same file
+    Verify,
+    /// By file handle, wherever the host has moved the file, out of the directory included
+    Open,
 }
 
 /// `--may-hang`.

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use device::{DeviceOptions, MAX_TAG};
-use host::{CheckAccess, IdMaps, IdOptions, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
+use host::{
+    CheckAccess, FileHandles, IdMaps, IdOptions, KernelXattrs, MayHang, MultiDevs, SecurityModel,
+    ShareOptions,
+};
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group};
 use server::Limits;
 
-use crate::args::{Args, Checks, Devices, Hangs, Model, Xattrs};
+use crate::args::{Args, Checks, Devices, Handles, Hangs, Model, Xattrs};
 
 /// Longest path that fits `sockaddr_un`, without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -103,6 +106,10 @@ impl Config {
             Hangs::Auto => MayHang::Auto,
             Hangs::Always => MayHang::Always,
             Hangs::Never => MayHang::Never,
+        };
+        share.file_handles = match args.file_handles {
+            Handles::Verify => FileHandles::Verify,
+            Handles::Open => FileHandles::Open,
         };
         share.check().map_err(Failure::Usage)?;
         Ok(Config {

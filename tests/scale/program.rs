@@ -51,7 +51,7 @@ impl Program {
         Program::run(wrap, more)
     }
 
-    /// As a user without capabilities, so without file handles (this process may be none itself).
+    /// As a user without capabilities (this process may be none itself).
     pub fn start_unprivileged(more: &[&str]) -> Program {
         if !nix::unistd::geteuid().is_root() {
             return Program::start(more);

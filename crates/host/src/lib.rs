@@ -36,6 +36,6 @@ pub use idmap::{IdMaps, IdOptions, IdPair, IdRange, IdSpan};
 pub use iovec::IoVec;
 pub use mode::ShareMode;
 pub use name::{Name, NameError};
-pub use options::{CheckAccess, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
-pub use share::{DirEntry, Listing, Object, Share};
+pub use options::{CheckAccess, FileHandles, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
+pub use share::{DirEntry, Handle, Listing, Object, Share};
 pub use sys::close;

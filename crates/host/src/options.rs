@@ -63,6 +63,17 @@ pub struct KernelXattrs {
     pub trusted: bool,
 }
 
+/// How an object is found again whose descriptor was given up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileHandles {
+    /// By its name below its directory; its handle only says whether it is the same object.
+    #[default]
+    Verify,
+    /// Its handle is opened, which needs CAP_DAC_READ_SEARCH: wherever the host has moved the object meanwhile, out of the
+    /// shared directory included.
+    Open,
+}
+
 /// Everything a [`crate::Share`] needs to know.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
@@ -88,6 +99,8 @@ pub struct ShareOptions {
     pub allow_devices: bool,
     /// Where xattrs are the host's own: which of the kernel's kinds the guest may set and remove.
     pub allow_xattrs: KernelXattrs,
+    /// How objects are found again.
+    pub file_handles: FileHandles,
 }
 
 impl ShareOptions {
@@ -144,6 +157,7 @@ impl ShareOptions {
             may_hang: MayHang::default(),
             allow_devices: false,
             allow_xattrs: KernelXattrs::default(),
+            file_handles: FileHandles::default(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
 
 use common::*;
-use host::{FileType, MultiDevs, Object, SecurityModel, Share, ShareOptions};
+use host::{FileHandles, FileType, Handle, MultiDevs, Object, SecurityModel, SetAttr, Share, ShareOptions};
 
 #[test]
 fn a_walk_finds_objects_and_follows_no_symlink() {
@@ -356,42 +356,117 @@ fn a_mount_that_may_hang_is_known_before_it_is_met() {
 
 #[test]
 fn a_handle_outlives_every_descriptor_but_not_its_object() {
-    let f = Fixture::new(SecurityModel::Squash);
+    if !is_root() {
+        return;
+    }
+    let f = Fixture::with(SecurityModel::Squash, |o| o.file_handles = FileHandles::Open);
     std::fs::create_dir(f.dir.join("dir")).unwrap();
     f.create("dir/file", libc::O_RDWR, 0o600);
     for path in ["dir", "dir/file"] {
         let node = f.walk(path);
-        let mut buf = [0; 128];
-        // Only where the process and the file system can.
-        let Some((mount, kind, len)) = f.share.handle(&node.object(), &mut buf) else {
-            return;
-        };
+        let handle = f.share.handle(&node.object()).unwrap();
+        assert!(Handle::opens(handle.as_bytes()));
         let ino = node.id.ino;
         drop(node);
         std::fs::rename(f.dir.join("dir"), f.dir.join("moved")).unwrap();
-        let fd = f.share.open_handle(mount, kind, &buf[..len]).unwrap();
-        let object = host::Object {
-            path: fd.as_fd(),
-            file: None,
-            host_type: if path == "dir" {
-                libc::S_IFDIR
-            } else {
-                libc::S_IFREG
-            },
-        };
+        let fd = f.share.open_handle(handle.as_bytes()).unwrap();
+        let object = host::Object::by_path(fd.as_fd(), 0);
         assert_eq!(f.share.identify(&object).unwrap().ino, ino);
+        assert!(f.share.is_of_handle(fd.as_fd(), handle.as_bytes()));
         f.share.open_object(ROOT, &object, libc::O_RDONLY).unwrap();
-        assert_eq!(
-            errno(f.share.open_handle(mount + 77, kind, &buf[..len])),
-            libc::ESTALE
-        );
-        assert_ne!(errno(f.share.open_handle(mount, kind, &[0; 200])), 0);
+        let mut other = handle.as_bytes().to_vec();
+        other[0] += 77;
+        assert_eq!(errno(f.share.open_handle(&other)), libc::ESTALE);
+        for wrong in [&[][..], &[0; 7], &[0; 8], &[0; 300]] {
+            assert_ne!(errno(f.share.open_handle(wrong)), 0);
+            assert!(!f.share.is_of_handle(fd.as_fd(), wrong));
+        }
         std::fs::rename(f.dir.join("moved"), f.dir.join("dir")).unwrap();
         if path == "dir/file" {
             drop(fd);
             std::fs::remove_file(f.dir.join(path)).unwrap();
-            assert_eq!(errno(f.share.open_handle(mount, kind, &buf[..len])), libc::ESTALE);
+            assert_eq!(errno(f.share.open_handle(handle.as_bytes())), libc::ESTALE);
         }
+    }
+}
+
+/// By default a handle only says which object it is, and asking for it takes no privilege.
+#[test]
+fn a_handle_tells_objects_apart_and_opens_nothing() {
+    let work = || {
+        let f = Fixture::new(SecurityModel::Squash);
+        let mut seen: Vec<Handle> = Vec::new();
+        // The inode number is used again at once on ext4 and others.
+        for _ in 0..50 {
+            let made = f.create("file", libc::O_RDWR, 0o600);
+            let handle = f.share.handle(&made.object()).unwrap();
+            assert!(!Handle::opens(handle.as_bytes()));
+            assert!(
+                f.share
+                    .is_of_handle(f.walk("file").path.as_fd(), handle.as_bytes())
+            );
+            assert!(seen.iter().all(|other| !other.is(handle.as_bytes())));
+            seen.push(handle);
+            std::fs::remove_file(f.dir.join("file")).unwrap();
+        }
+    };
+    unprivileged("a_handle_tells_objects_apart_and_opens_nothing", 1234, work);
+}
+
+/// One sentence, and nothing is served.
+#[test]
+fn handles_that_this_process_may_not_open_are_refused() {
+    unprivileged("handles_that_this_process_may_not_open_are_refused", 1234, || {
+        let options = ShareOptions {
+            file_handles: FileHandles::Open,
+            ..ShareOptions::new("/tmp", SecurityModel::Squash)
+        };
+        assert_eq!(
+            Share::open(&options).unwrap_err(),
+            "--file-handles open needs CAP_DAC_READ_SEARCH in the initial user namespace, which this process lacks"
+        );
+    });
+}
+
+/// Whatever the caller takes it for.
+#[test]
+fn what_is_opened_is_asked_what_it_is() {
+    let f = Fixture::new(SecurityModel::Squash);
+    symlink("/etc/passwd", f.dir.join("link")).unwrap();
+    let fifo = c(f.dir.join("fifo").to_str().unwrap());
+    // SAFETY: a NUL-terminated path.
+    assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o666) }, 0);
+    let _socket = std::os::unix::net::UnixListener::bind(f.dir.join("sock")).unwrap();
+    for (path, expected) in [
+        ("link", libc::ELOOP),
+        ("fifo", libc::ENXIO),
+        ("sock", libc::ENXIO),
+    ] {
+        let node = f.walk(path);
+        for host_type in [libc::S_IFREG, libc::S_IFDIR] {
+            let object = host::Object::by_path(node.path.as_fd(), host_type);
+            for flags in [libc::O_RDONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_TRUNC] {
+                assert_eq!(errno(f.share.open_object(ROOT, &object, flags)), expected);
+            }
+            let size = SetAttr {
+                size: Some(0),
+                ..SetAttr::default()
+            };
+            assert_ne!(errno(f.share.setattr(ROOT, &object, &size)), 0);
+        }
+    }
+    for model in [SecurityModel::MappedXattr, SecurityModel::MappedFile] {
+        let f = Fixture::over(&f.dir, model, |_| {});
+        let node = f.walk("fifo");
+        let object = host::Object::by_path(node.path.as_fd(), libc::S_IFREG);
+        assert_eq!(
+            errno(f.share.open_object(ROOT, &object, libc::O_RDONLY)),
+            libc::ENXIO
+        );
+        assert_eq!(
+            errno(f.share.readlink(ROOT, &object, &mut [0; 100])),
+            libc::EINVAL
+        );
     }
 }
 

@@ -21,7 +21,13 @@ impl Session {
         let (fd, id) = self.share.root(caller)?;
         self.with(|tables| {
             let Tables { nodes, dead, .. } = tables;
-            let node = nodes.adopt(fd, &id, None, dead);
+            let node = nodes.adopt(
+                fd,
+                &id,
+                None,
+                &|fd, handle| self.share.is_of_handle(fd, handle),
+                dead,
+            );
             nodes.set_root(node);
             tables.add(m.fid, m.n_uname, node, epoch)
         })?;

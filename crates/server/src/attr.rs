@@ -32,7 +32,7 @@ impl Session {
             None => {
                 let pin = self.pin(m.fid, libc::ENOENT)?;
                 pin.is_object()?;
-                self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
+                self.share.stat(pin.caller(NOGID), &pin.object()?, &mut attr)?;
             }
         }
         Ok(rgetattr(&attr, self.blksize()))
@@ -50,7 +50,7 @@ impl Session {
         let pin = self.pin(m.fid, libc::EINVAL)?;
         pin.is_object()?;
         if set != SetAttr::default() {
-            self.share.setattr(pin.caller(NOGID), &pin.object(), &set)?;
+            self.share.setattr(pin.caller(NOGID), &pin.object()?, &set)?;
         }
         Ok(Rsetattr)
     }

@@ -10,7 +10,7 @@ use host::{FileType, Identity, Name, Object};
 use wire::{Qid, Twalk};
 
 use crate::failure::Failure;
-use crate::nodes::Same;
+use crate::nodes::{HasHandle, Same};
 use crate::pin::{NOGID, Pin, Trail};
 use crate::request::Scratch;
 use crate::session::Session;
@@ -86,7 +86,7 @@ impl Session {
         let (from, file_type) = match (&*here, known) {
             (Some((fd, id)), _) => (Object::by_path(fd.as_fd(), id.host_type), id.file_type),
             (None, Some(path)) => (Object::by_path(path, libc::S_IFDIR), FileType::Directory),
-            (None, None) => (pin.object(), pin.file_type()),
+            (None, None) => (pin.object()?, pin.file_type()),
         };
         if file_type != FileType::Directory {
             return Err(Failure::new(libc::ENOTDIR));
@@ -106,7 +106,7 @@ impl Session {
             }
             // It is gone, or something else has its name.
             let parent = met.checked_sub(1).and_then(|last| trail.nodes().nth(last));
-            let parent = parent.unwrap_or(pin.view.node);
+            let parent = parent.unwrap_or(pin.view().node);
             self.with(|tables| tables.forget_name(parent, name.as_bytes()));
             looked?;
         }
@@ -130,13 +130,14 @@ impl Session {
             passed,
             here,
         } = progress;
+        let has_handle: HasHandle<'_> = &|fd, handle| self.share.is_of_handle(fd, handle);
         let over = self.with(|tables| {
             if pin.epoch() != tables.epoch() {
                 // What was reset meanwhile learns nothing of this.
                 return Err(Failure::new(libc::ECONNRESET));
             }
             let mut names = m.names.iter();
-            let mut base = pin.view.node;
+            let mut base = pin.view().node;
             for (node, name) in trail.nodes().take(met).zip(names.by_ref()) {
                 tables.nodes.name(node, base, name, &mut tables.dead);
                 base = node;
@@ -146,7 +147,7 @@ impl Session {
             path.clear();
             for ((fd, id), name) in passed.drain(..).zip(names.by_ref()) {
                 path.extend_from_slice(name);
-                match tables.settle(fd, &id, (base, path)) {
+                match tables.settle(fd, &id, (base, path), has_handle) {
                     Some(node) => {
                         held.push(node);
                         base = node;
@@ -158,7 +159,7 @@ impl Session {
             let node = match (here, names.next()) {
                 (Some((fd, id)), Some(name)) => {
                     path.extend_from_slice(name);
-                    tables.adopt_named(fd, &id, (base, path))
+                    tables.adopt_named(fd, &id, (base, path), has_handle)
                 }
                 _ => {
                     tables.nodes.retain(base);

@@ -97,7 +97,7 @@ impl Session {
             full: false,
         };
         self.share
-            .read_dir(pin.caller(NOGID), &pin.object(), m.offset, entries, &mut page)?;
+            .read_dir(pin.caller(NOGID), &pin.object()?, m.offset, entries, &mut page)?;
         let Page { out, end, full } = page;
         if full && end == HEADER {
             return Err(Failure::new(libc::EINVAL));
@@ -114,7 +114,7 @@ impl Session {
         dir.is_directory()?;
         let id = self
             .share
-            .mkdir(dir.caller(m.gid), &dir.object(), &name, m.mode & 0o7777)?;
+            .mkdir(dir.caller(m.gid), &dir.object()?, &name, m.mode & 0o7777)?;
         Ok(Rmkdir { qid: qid(&id) })
     }
 
@@ -125,7 +125,7 @@ impl Session {
         dir.is_directory()?;
         let id = self.share.mknod(
             dir.caller(m.gid),
-            &dir.object(),
+            &dir.object()?,
             &name,
             m.mode,
             libc::makedev(m.major, m.minor),
@@ -145,19 +145,18 @@ impl Session {
         if let Some(to) = &to {
             to.is_directory()?;
         }
-        let place = self.place(pin.view.node, pin.view.uid)?;
-        let (target, node) = match &to {
-            Some(to) => (to.object(), Some(to.view.node)),
-            None => (place.object(), place.node()),
+        let place = self.place(pin.view().node, pin.view().uid)?;
+        let (target, (node, path)) = match &to {
+            Some(to) => (to.object()?, (to.view().node, new.as_bytes().to_vec())),
+            None => (place.object(), place.sibling(&new)),
         };
         let caller = pin.caller(NOGID);
+        let _move = self.moves.begin();
         self.share
             .rename(caller, &place.object(), &place.name, &target, &new)?;
         // What had the new name has lost it.
         self.with(|tables| tables.nodes.removed());
-        if let Some(node) = node {
-            self.moved(pin.view.node, node, &new);
-        }
+        self.moved(pin.view().node, node, &path);
         Ok(Rrename)
     }
 
@@ -170,8 +169,9 @@ impl Session {
         from.is_directory()?;
         to.is_directory()?;
         let caller = from.caller(NOGID);
+        let _move = self.moves.begin();
         self.share
-            .rename(caller, &from.object(), &old, &to.object(), &new)?;
+            .rename(caller, &from.object()?, &old, &to.object()?, &new)?;
         self.with(|tables| tables.nodes.removed());
         self.follow(&to, &new);
         Ok(Rrenameat)
@@ -180,17 +180,22 @@ impl Session {
     /// After a rename by name: if there is a node of what moved, notes where it is now, so that it can be found
     /// again, removed and renamed by its fids. A failure here is none of the rename's.
     fn follow(&self, to: &Pin<'_>, new: &Name) {
-        if let Ok((_fd, id)) = self.share.lookup(to.caller(NOGID), &to.object(), new)
+        let look = || self.share.revisit(to.object()?.path, new).map_err(Failure::from);
+        let found = match look() {
+            Err(failure) if failure.is_exhaustion() && self.evict() > 0 => look(),
+            other => other,
+        };
+        if let Ok((_fd, id)) = found
             && let Some(node) = self.with(|tables| tables.nodes.find(&id))
         {
-            self.moved(node, to.view.node, new);
+            self.moved(node, to.view().node, new.as_bytes());
         }
     }
 
-    fn moved(&self, node: u32, parent: u32, new: &Name) {
+    fn moved(&self, node: u32, parent: u32, path: &[u8]) {
         self.with(|tables| {
             let Tables { nodes, dead, .. } = tables;
-            nodes.name(node, parent, new.as_bytes(), dead);
+            nodes.name(node, parent, path, dead);
         });
     }
 
@@ -207,9 +212,9 @@ impl Session {
         dir.is_directory()?;
         let directory = m.flags & P9_DOTL_AT_REMOVEDIR != 0;
         self.share
-            .unlink(dir.caller(NOGID), &dir.object(), &old, directory)?;
+            .unlink(dir.caller(NOGID), &dir.object()?, &old, directory)?;
         self.with(|tables| match directory {
-            true => tables.forget_name(dir.view.node, old.as_bytes()),
+            true => tables.forget_name(dir.view().node, old.as_bytes()),
             false => tables.nodes.removed(),
         });
         Ok(Runlinkat)

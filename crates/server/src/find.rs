@@ -1,16 +1,18 @@
 //! Giving descriptors back when there are too many, and finding objects again.
 //!
-//! An evicted node's object is found by its file handle, which is exact. Where the process may not use handles, or
-//! the file system has none, it is found by its name below its parent, and counts only if it has the same identity:
-//! ESTALE otherwise, never another object.
+//! An evicted node's object is found by its name below its parent, and counts only if it is the same: type, numbers, time
+//! of birth and file handle; ESTALE otherwise, never another object. (With `--file-handles open` the handle itself is
+//! opened.) The guest's own renames are noted, so it is found after these; see [`Moves`].
 
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use host::{Attr, Caller, Name, Object};
+use host::{Attr, Caller, Identity, Name, Object};
 
 use crate::failure::Failure;
-use crate::nodes::{Same, Start};
-use crate::pin::{NOGID, NodePin};
+use crate::nodes::{Known, Same, Start};
+use crate::pin::{NOGID, NodePin, Raw};
 use crate::session::Session;
 
 /// Most parents above an evicted node until one with a descriptor or a handle.
@@ -19,10 +21,50 @@ const DEEPEST: usize = 4096;
 /// Most nodes evicted at once.
 const BATCH: usize = 32;
 
-/// How far beyond a small budget open files may go: nodes in use count for a moment.
-const SLACK: usize = 16;
+/// How far beyond the budget open files may go: nodes in use count for a moment.
+const SLACK: std::ops::RangeInclusive<usize> = 16..=96;
 
 const STALE: Failure = Failure::new(libc::ESTALE);
+
+/// How often what is not where it was is looked for again, while the guest's renames are under way.
+const TRIES: u32 = 32;
+
+/// How long between two looks.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// The guest's renames. An object that one of them is moving has the new name on the host before that is noted here, so
+/// who does not find it meanwhile looks again.
+#[derive(Debug, Default)]
+pub(crate) struct Moves {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
+
+impl Moves {
+    /// A rename begins; it ends, and has been noted, when the guard is dropped.
+    pub(crate) fn begin(&self) -> Move<'_> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Move(self)
+    }
+
+    fn ended(&self) -> u64 {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Whether none has been under way since `ended` was asked.
+    fn none_since(&self, ended: u64) -> bool {
+        self.begun.load(Ordering::SeqCst) == ended
+    }
+}
+
+/// A rename under way.
+pub(crate) struct Move<'m>(&'m Moves);
+
+impl Drop for Move<'_> {
+    fn drop(&mut self) {
+        self.0.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
 
 impl Session {
     /// Evicts a few nodes when fids and nodes hold more descriptors than the budget says.
@@ -36,8 +78,18 @@ impl Session {
     /// else the failure `errno`. Those cannot be evicted, and if they took what the front-end's own descriptors
     /// need, the guest would lose its device.
     pub(crate) fn has_room(&self, held: usize, errno: i32) -> Result<(), Failure> {
+        self.has_slack(held, 1, errno)
+    }
+
+    /// As [`Session::has_room`] for the descriptor of a walk, EMFILE. It is evicted like any other, but for what has no name
+    /// that is known, or nothing to tell it by.
+    pub(crate) fn may_walk(&self, held: usize) -> Result<(), Failure> {
+        self.has_slack(held, 2, libc::EMFILE)
+    }
+
+    fn has_slack(&self, held: usize, times: usize, errno: i32) -> Result<(), Failure> {
         let budget = self.limits.fd_budget;
-        let most = budget.saturating_add((budget / 8).max(SLACK));
+        let most = budget.saturating_add(times * (budget / 8).clamp(*SLACK.start(), *SLACK.end()));
         let held = held.saturating_add(self.locks.files());
         if held >= most && self.evict() == 0 {
             return Err(Failure::new(errno));
@@ -54,32 +106,21 @@ impl Session {
     /// `None` when no node can be evicted.
     fn evict_one(&self) -> Option<()> {
         for _ in 0..BATCH {
-            let victim = self.with(|tables| {
+            let (pin, known, host_type) = self.with(|tables| {
                 let number = tables.nodes.victim()?;
+                let pin = NodePin::new(self, &mut tables.nodes, number)?;
                 let node = tables.nodes.get(number)?;
-                Some((
-                    NodePin::taken(self, number, node.raw()?),
-                    node.has_handle(),
-                    node.host_type,
-                ))
-            });
-            let (pin, known, host_type) = victim?;
-            let mut buf = [0; 128];
-            let handle = if known {
-                None
-            } else {
-                self.share
-                    .handle(&Object::by_path(pin.path(), host_type), &mut buf)
+                Some((pin, node.has_handle(), node.host_type()))
+            })?;
+            let handle = match known {
+                true => None,
+                false => self.share.handle(&Object::by_path(pin.path(), host_type)),
             };
-            let handle = handle.and_then(|(mount, kind, len)| {
-                let mut bytes = Vec::with_capacity(8 + len);
-                bytes.extend_from_slice(&mount.to_le_bytes());
-                bytes.extend_from_slice(&kind.to_le_bytes());
-                bytes.extend_from_slice(buf.get(..len)?);
-                Some(bytes)
-            });
             let number = pin.give();
-            let evicted = self.with(|tables| tables.nodes.evict(number, handle.as_deref(), &mut tables.dead));
+            let evicted = self.with(|tables| {
+                let handle = handle.as_ref().map(host::Handle::as_bytes);
+                tables.nodes.evict(number, handle, &mut tables.dead)
+            });
             if evicted {
                 return Some(());
             }
@@ -88,9 +129,9 @@ impl Session {
     }
 
     /// A descriptor for the pinned node `node`, which was evicted.
-    pub(crate) fn find_again(&self, node: u32, caller: Caller) -> Result<RawFd, Failure> {
-        let found = match self.look(node, caller) {
-            Err(failure) if failure.is_exhaustion() && self.evict() > 0 => self.look(node, caller),
+    pub(crate) fn find_again(&self, node: u32) -> Result<Raw, Failure> {
+        let found = match self.look(node) {
+            Err(failure) if failure.is_exhaustion() && self.evict() > 0 => self.look(node),
             other => other,
         };
         let fd = found?;
@@ -99,71 +140,84 @@ impl Session {
         raw.ok_or(STALE)
     }
 
-    fn look(&self, node: u32, caller: Caller) -> Result<OwnedFd, Failure> {
+    fn look(&self, node: u32) -> Result<OwnedFd, Failure> {
+        for _ in 0..TRIES {
+            let ended = self.moves.ended();
+            match self.look_once(node) {
+                Err(STALE) if !self.moves.none_since(ended) => std::thread::sleep(PAUSE),
+                other => return other,
+            }
+        }
+        Err(STALE)
+    }
+
+    fn look_once(&self, node: u32) -> Result<OwnedFd, Failure> {
         let (way, base) = self
             .with(|tables| {
                 let way = tables.nodes.way(node, DEEPEST)?;
                 let base = match way.start {
-                    Start::Node(number) => {
-                        let raw = tables.nodes.get(number)?.raw()?;
-                        Some(NodePin::taken(self, number, raw))
-                    }
+                    Start::Node(number) => Some(NodePin::new(self, &mut tables.nodes, number)?),
                     Start::Handle(_) => None,
                 };
                 Some((way, base))
             })
             .ok_or(STALE)?;
-        let mut here = match &way.start {
-            Start::Node(_) => None,
-            Start::Handle(bytes) => Some(self.open_handle(bytes)?),
-        };
-        for (same, path) in way.steps.iter().rev() {
+        // Where it is by now, and what is known of that.
+        let mut here: Option<(OwnedFd, &Known)> = None;
+        if let Start::Handle(known) = &way.start {
+            let fd = self
+                .share
+                .open_handle(known.handle.as_deref().unwrap_or_default())?;
+            let id = self.share.identify_host(fd.as_fd())?;
+            if Same::of(&id) != known.same {
+                return Err(STALE);
+            }
+            here = Some((fd, known));
+        }
+        for step in way.steps.iter().rev() {
             let start = match (&here, &base) {
-                (Some(fd), _) => fd.as_fd(),
+                (Some((fd, _)), _) => fd.as_fd(),
                 (None, Some(base)) => base.path(),
                 (None, None) => return Err(STALE),
             };
-            let (fd, found) = self.descend(caller, start, path)?;
-            if found != *same {
+            let (fd, id) = self.descend(start, &step.path)?;
+            if !self.is(&step.to, fd.as_fd(), &id) {
                 return Err(STALE);
             }
-            here = Some(fd);
+            if let Some((passed, known)) = here.replace((fd, &step.to)) {
+                // What else is below it will be looked for next.
+                self.with(|tables| tables.nodes.restore_known(known, passed, &mut tables.dead));
+            }
         }
         match (here, base) {
-            (Some(fd), _) => Ok(fd),
+            (Some((fd, _)), _) => Ok(fd),
             // Somebody else has just found it: one descriptor more, which `restore` closes again.
             (None, Some(base)) => base.path().try_clone_to_owned().map_err(Failure::from),
             (None, None) => Err(STALE),
         }
     }
 
-    fn open_handle(&self, bytes: &[u8]) -> Result<OwnedFd, Failure> {
-        let (mount, rest) = bytes.split_first_chunk::<4>().ok_or(STALE)?;
-        let (kind, handle) = rest.split_first_chunk::<4>().ok_or(STALE)?;
-        let (mount, kind) = (u32::from_le_bytes(*mount), i32::from_le_bytes(*kind));
-        Ok(self.share.open_handle(mount, kind, handle)?)
+    /// Whether the object of `fd` is the one that is known.
+    fn is(&self, known: &Known, fd: BorrowedFd<'_>, id: &Identity) -> bool {
+        Same::of(id) == known.same
+            && match &known.handle {
+                Some(handle) => self.share.is_of_handle(fd, handle),
+                None => true,
+            }
     }
 
-    /// Goes down `path`; what is not there any more is stale.
-    fn descend(
-        &self,
-        caller: Caller,
-        start: std::os::fd::BorrowedFd<'_>,
-        path: &[u8],
-    ) -> Result<(OwnedFd, Same), Failure> {
-        let mut here: Option<(OwnedFd, Same)> = None;
+    /// Goes down `path`, with the rights of this process: it was the guest's to go when it was walked. What is not there
+    /// any more is stale.
+    fn descend(&self, start: BorrowedFd<'_>, path: &[u8]) -> Result<(OwnedFd, Identity), Failure> {
+        let mut here: Option<(OwnedFd, Identity)> = None;
         for name in path.split(|&b| b == b'/') {
             let name = Name::new(name).map_err(|_| STALE)?;
             let dir = here.as_ref().map_or(start, |(fd, _)| fd.as_fd());
-            let dir = Object::by_path(dir, libc::S_IFDIR);
-            let (fd, id) =
-                self.share
-                    .lookup(caller, &dir, &name)
-                    .map_err(|error| match error.raw_os_error() {
-                        Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => STALE,
-                        _ => error.into(),
-                    })?;
-            here = Some((fd, Same::of(&id)));
+            let found = self.share.revisit(dir, &name);
+            here = Some(found.map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP) => STALE,
+                _ => error.into(),
+            })?);
         }
         here.ok_or(STALE)
     }
@@ -174,28 +228,30 @@ impl Session {
     /// (Linux names what it removes and renames, and comes here only where that is not supported.)
     pub(crate) fn place(&self, node: u32, uid: u32) -> Result<Place<'_>, Failure> {
         let caller = Caller { uid, gid: NOGID };
-        let (place, same, several) = self.with(|tables| {
-            let known = tables.nodes.get(node);
-            let (same, several) = (
-                known.map(|node| node.same),
-                known.is_some_and(|node| node.several),
-            );
-            (tables.nodes.place(node), same, several)
+        let (place, known, several) = self.with(|tables| {
+            let several = tables.nodes.get(node).is_some_and(|node| node.several);
+            (tables.nodes.place(node), tables.nodes.known(node), several)
         });
         let (parent, path) = place.ok_or(Failure::new(libc::EBUSY))?;
-        let base = self.pin_node(parent, caller)?;
+        let base = self.pin_node(parent)?;
         let (above, name) = match path.iter().rposition(|&b| b == b'/') {
             Some(at) => (Some(&path[..at]), &path[at + 1..]),
             None => (None, &path[..]),
         };
         let dir = match above {
-            Some(above) => Some(self.descend(caller, base.path(), above)?.0),
+            Some(above) => Some(self.descend(base.path(), above)?.0),
             None => None,
         };
         let name = Name::new(name).map_err(|_| STALE)?;
-        let place = Place { base, dir, name };
+        let above = above.unwrap_or_default().to_vec();
+        let place = Place {
+            base,
+            dir,
+            above,
+            name,
+        };
         let (found, id) = self.share.lookup(caller, &place.object(), &name)?;
-        if Some(Same::of(&id)) != same {
+        if !known.is_some_and(|known| self.is(&known, found.as_fd(), &id)) {
             return Err(STALE);
         }
         if several && id.host_type != libc::S_IFDIR {
@@ -214,6 +270,8 @@ impl Session {
 pub(crate) struct Place<'s> {
     base: NodePin<'s>,
     dir: Option<OwnedFd>,
+    /// The names between the node and the directory, with `/` between.
+    above: Vec<u8>,
     /// The name.
     pub(crate) name: Name,
 }
@@ -228,5 +286,15 @@ impl Place<'_> {
     /// The directory's node, when it is one.
     pub(crate) fn node(&self) -> Option<u32> {
         self.dir.is_none().then(|| self.base.node())
+    }
+
+    /// The node from which, and the path by which another `name` in the directory is reached.
+    pub(crate) fn sibling(&self, name: &Name) -> (u32, Vec<u8>) {
+        let mut path = self.above.clone();
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(name.as_bytes());
+        (self.base.node(), path)
     }
 }

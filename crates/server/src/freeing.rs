@@ -39,7 +39,7 @@ impl Session {
     pub(crate) fn last_of_much(&self, tables: &mut Tables, number: u32) -> bool {
         let stored = tables
             .last_of_removed(number)
-            .map(|glance| self.share.stored(&glance.object()));
+            .map(|object| self.share.stored(&object));
         matches!(stored, Some(Ok((bytes, 0))) if bytes >= MUCH)
     }
 }

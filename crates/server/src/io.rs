@@ -129,7 +129,7 @@ impl Session {
         bytes.clear();
         // Copied twice, so that guest memory is not touched under the lock; 64 KiB at most.
         self.with(|tables| {
-            let value = tables.xattr(&pin.view).map_or(&[][..], |xattr| &xattr.value);
+            let value = tables.xattr(pin.view()).map_or(&[][..], |xattr| &xattr.value);
             let from = usize::try_from(m.offset).map_or(value.len(), |at| at.min(value.len()));
             let rest = &value[from..];
             bytes.extend_from_slice(&rest[..rest.len().min(count)]);
@@ -241,7 +241,7 @@ impl Session {
             return Ok(true);
         }
         let mut attr = Attr::default();
-        self.share.stat(pin.caller(NOGID), &pin.object(), &mut attr)?;
+        self.share.stat(pin.caller(NOGID), &pin.object()?, &mut attr)?;
         Ok(attr.size == offset)
     }
 
@@ -256,7 +256,7 @@ impl Session {
         let offset = usize::try_from(m.offset).map_err(|_| Failure::new(libc::ENOSPC))?;
         let end = offset.checked_add(count).ok_or(Failure::new(libc::ENOSPC))?;
         let size = self
-            .with(|tables| tables.xattr(&pin.view).map(|xattr| xattr.size))
+            .with(|tables| tables.xattr(pin.view()).map(|xattr| xattr.size))
             .ok_or(EINVAL)?;
         if end > size {
             return Err(Failure::new(libc::ENOSPC));
@@ -265,7 +265,7 @@ impl Session {
         scratch.bytes.resize(count, 0);
         take_payload(payload, &mut scratch.bytes);
         self.with(|tables| {
-            let xattr = tables.xattr(&pin.view).ok_or(EINVAL)?;
+            let xattr = tables.xattr(pin.view()).ok_or(EINVAL)?;
             // No holes: nothing is set that the client has not written.
             if offset > xattr.value.len() {
                 return Err(EINVAL);

@@ -24,7 +24,7 @@ impl Session {
         dir.is_directory()?;
         pin.is_object()?;
         self.share
-            .link(dir.caller(NOGID), &pin.object(), &dir.object(), &name)?;
+            .link(dir.caller(NOGID), &pin.object()?, &dir.object()?, &name)?;
         Ok(Rlink)
     }
 
@@ -44,7 +44,7 @@ impl Session {
         }
         let id = self
             .share
-            .symlink(dir.caller(m.gid), &dir.object(), &name, m.target)?;
+            .symlink(dir.caller(m.gid), &dir.object()?, &name, m.target)?;
         Ok(Rsymlink { qid: qid(&id) })
     }
 
@@ -58,7 +58,7 @@ impl Session {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
         let target = room(&mut scratch.entries, PATH_MAX);
-        let len = self.share.readlink(pin.caller(NOGID), &pin.object(), target)?;
+        let len = self.share.readlink(pin.caller(NOGID), &pin.object()?, target)?;
         let message = Rreadlink {
             target: target.get(..len).unwrap_or_default(),
         };

@@ -76,20 +76,20 @@ impl Session {
         how == How::Inline
             && out
                 .inode()
-                .is_some_and(|inode| inode.has_more(pin.view.fid, MANY))
+                .is_some_and(|inode| inode.has_more(pin.view().fid, MANY))
     }
 
     /// Drops the locks taken through a fid that is gone.
     pub(crate) fn release_fid(&self, out: &mut TakenOut, pin: &Pin<'_>, how: How) {
         if let Some(inode) = out.inode() {
-            inode.release_fid(pin.view.fid);
+            inode.release_fid(pin.view().fid);
             out.let_go(calls(how));
         }
     }
 
     /// Which inode a fid is of.
     pub(crate) fn inode(&self, pin: &Pin<'_>) -> Option<Same> {
-        self.with(|tables| tables.nodes.get(pin.view.node).map(|node| node.same))
+        self.with(|tables| tables.nodes.get(pin.view().node).map(|node| node.same))
     }
 
     /// Takes, changes or drops a lock. A conflict is answered with BLOCKED, or not before it is over when the
@@ -142,13 +142,13 @@ impl Session {
             return Err(Failure::new(libc::ENOLCK));
         }
         // From here on the fid's end drops its locks, whichever thread comes first.
-        self.with(|tables| tables.will_lock(&pin.view))?;
+        self.with(|tables| tables.will_lock(pin.view()))?;
         if self.try_take(&mut out, &pin, host_lock(kind, range))? {
             if let Some(inode) = out.inode() {
                 inode.take(Held {
                     range,
                     owner,
-                    fid: pin.view.fid,
+                    fid: pin.view().fid,
                     write: kind == libc::F_WRLCK,
                 });
             }
@@ -180,7 +180,7 @@ impl Session {
         self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
         let object = Object {
             file: None,
-            ..pin.object()
+            ..pin.object()?
         };
         let caller = pin.caller(NOGID);
         // An exclusive lock takes a description open for writing, whatever the guest's own was.

@@ -1,33 +1,38 @@
 //! Nodes: the host objects that a session's fids stand for, one per object.
 //!
 //! A node keeps an `O_PATH` descriptor while there are enough of them, and always what it takes to find the object
-//! again: a file handle, or the node of a parent and the path below it. This file and `evict` are the book-keeping; the
-//! system calls are in `find`.
+//! again: the node of a parent and the path below it, and a file handle to tell it by. This file and `evict` are the
+//! book-keeping; the system calls are in `find`.
 //!
 //! Hard links and bind mounts of one object are one node, reached the way it was reached first: a guest that sees a
 //! directory twice, once mounted read-only, is told so by the mount that it looked at first.
 
 mod evict;
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use host::{FileType, Identity};
+use host::{FileType, Identity, Object};
 
 use crate::bytes::ByteStore;
+use crate::pin::Raw;
 use crate::slab::{HashedSlab, Keyed, NONE, spread};
 
-pub(crate) use evict::Start;
+pub(crate) use evict::{Known, Start};
 
-/// How many parents are looked at to tell that a new name makes no circle.
-const CIRCLE_CHECK: usize = 512;
+/// How many parents are looked at to tell that a new name makes no circle: as many as it may be found through.
+const CIRCLE_CHECK: usize = 4096;
 
-/// Which object a node is: inode numbers are used again, so the time of birth belongs to it where there is one.
+/// Which object a node is. Exact while somebody holds the object. Afterwards its inode number is used again, by an object
+/// of any type, and even with the same time of birth, which moves by the tick of a clock: then it takes the file handle,
+/// too, to tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Same {
     dev: u64,
     ino: u64,
     /// Nanoseconds; 0 when not known.
     birth: u64,
+    /// `S_IFMT` bits of the host object.
+    host_type: u32,
 }
 
 impl Same {
@@ -38,6 +43,7 @@ impl Same {
             dev: id.dev,
             ino: id.ino,
             birth: sec.wrapping_add(id.birth.nsec.into()),
+            host_type: id.host_type,
         }
     }
 
@@ -53,13 +59,11 @@ pub(crate) struct Node {
     pub(crate) same: Same,
     /// Its `O_PATH` descriptor, unless evicted.
     fd: Option<OwnedFd>,
-    /// `S_IFMT` bits of the host object.
-    pub(crate) host_type: u32,
     /// What the guest sees.
     pub(crate) file_type: FileType,
     /// The root is never evicted.
     root: bool,
-    /// Its file handle, from the first eviction on: mount[4] kind[4] bytes.
+    /// Its file handle, from the first eviction on: the bytes of a [`host::Handle`].
     handle: u32,
     /// The directory that `path` starts from.
     parent: u32,
@@ -83,15 +87,33 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Its descriptor, if it has one.
+    /// The number of its descriptor, if it has one.
     #[inline]
-    pub(crate) fn raw(&self) -> Option<RawFd> {
-        self.fd.as_ref().map(AsRawFd::as_raw_fd)
+    pub(crate) fn raw(&self) -> Option<Raw> {
+        self.fd.as_ref().map(Raw::of)
     }
 
-    /// Whether it can be found again by what is known so far.
+    /// The object, if it has a descriptor.
+    #[inline]
+    pub(crate) fn object(&self) -> Option<Object<'_>> {
+        let fd = self.fd.as_ref()?;
+        Some(Object::by_path(fd.as_fd(), self.host_type()))
+    }
+
+    /// `S_IFMT` bits of the host object.
+    #[inline]
+    pub(crate) fn host_type(&self) -> u32 {
+        self.same.host_type
+    }
+
+    /// Whether its file handle is known.
     pub(crate) fn has_handle(&self) -> bool {
         self.handle != NONE
+    }
+
+    /// Whether an object with this [`Same`] that is found while nobody holds this one can be told to be it.
+    fn can_be_told(&self) -> bool {
+        self.has_handle() || self.same.birth != 0
     }
 }
 
@@ -106,6 +128,9 @@ impl Keyed for Node {
         self.chain = next;
     }
 }
+
+/// Whether the object of a descriptor has this file handle: [`host::Share::is_of_handle`].
+pub(crate) type HasHandle<'a> = &'a dyn Fn(BorrowedFd<'_>, &[u8]) -> bool;
 
 /// All nodes of a session.
 #[derive(Debug)]
@@ -160,14 +185,13 @@ impl Nodes {
         fd: OwnedFd,
         id: &Identity,
         from: Option<(u32, &[u8])>,
+        has_handle: HasHandle<'_>,
         dead: &mut Vec<OwnedFd>,
     ) -> u32 {
         let same = Same::of(id);
         if let Some(number) = self.nodes.find(same.hash(), |node| node.same == same) {
-            let open = self.nodes.get(number).is_some_and(|node| node.fd.is_some());
-            // While the descriptor is open nothing else can get the inode number, and hardly ever with the same
-            // time of birth.
-            if open || same.birth != 0 {
+            // While its descriptor is open nothing else can get the inode number.
+            if self.is_open(number) || self.tells(number, fd.as_fd(), has_handle) {
                 self.restore(number, fd, dead);
                 self.touch(number);
                 self.retain(number);
@@ -177,13 +201,12 @@ impl Nodes {
                 }
                 return number;
             }
-            // The evicted node may be another object. It is found again by its own means.
+            // The evicted node is, or may be, another object. It is found again by its own means, or not at all.
             self.nodes.unindex(number);
         }
         let number = self.nodes.insert(Node {
             same,
             fd: Some(fd),
-            host_type: id.host_type,
             file_type: id.file_type,
             root: false,
             handle: NONE,
@@ -210,6 +233,29 @@ impl Nodes {
         number
     }
 
+    fn is_open(&self, number: u32) -> bool {
+        self.nodes.get(number).is_some_and(|node| node.fd.is_some())
+    }
+
+    /// Whether an object that has the node's [`Same`], and was found while nobody held the node's, is that one.
+    fn tells(&self, number: u32, fd: BorrowedFd<'_>, has_handle: HasHandle<'_>) -> bool {
+        let Some(node) = self.nodes.get(number) else {
+            return false;
+        };
+        match self.handle(number) {
+            Some(handle) => has_handle(fd, &handle),
+            None => node.can_be_told(),
+        }
+    }
+
+    /// The node's file handle, if it is known.
+    pub(crate) fn handle(&self, number: u32) -> Option<Vec<u8>> {
+        let node = self.nodes.get(number).filter(|node| node.has_handle())?;
+        let mut bytes = Vec::new();
+        self.bytes.get(node.handle, &mut bytes);
+        Some(bytes)
+    }
+
     /// Notes whether a walk came by another name than the one that is known.
     fn came_by(&mut self, number: u32, parent: u32, path: &[u8]) {
         if let Some(node) = self.nodes.get_mut(number) {
@@ -226,6 +272,7 @@ impl Nodes {
     }
 
     /// The node with this identity that has a descriptor or can be told from its successors.
+    #[inline]
     pub(crate) fn find(&self, id: &Identity) -> Option<u32> {
         let same = Same::of(id);
         self.nodes.find(same.hash(), |node| node.same == same)
@@ -240,8 +287,9 @@ impl Nodes {
         if node.root || path.is_empty() || (old_parent == parent && self.bytes.is(old_path, path)) {
             return;
         }
+        let directory = node.host_type() == libc::S_IFDIR;
         // A directory that host and guest moved about in turns must not become its own ancestor.
-        let mut above = parent;
+        let mut above = if directory { parent } else { NONE };
         for _ in 0..CIRCLE_CHECK {
             if above == number {
                 return;
@@ -369,6 +417,12 @@ mod tests {
     use super::*;
     use host::Time;
 
+    /// One that can be opened, so that a node without a place can be evicted, too.
+    pub(super) const HANDLE: &[u8] = b"\0\0\0\0kindhandle";
+    pub(super) const OTHER: HasHandle<'_> = &|_, _| false;
+
+    pub(super) const SAME: HasHandle<'_> = &|_, handle| handle == HANDLE;
+
     pub(super) fn fd() -> OwnedFd {
         std::fs::File::open("/").unwrap().into()
     }
@@ -388,33 +442,34 @@ mod tests {
 
     pub(super) fn evict(nodes: &mut Nodes, dead: &mut Vec<OwnedFd>) -> Option<u32> {
         let victim = nodes.victim()?;
-        nodes.evict(victim, Some(b"handle"), dead).then_some(victim)
+        nodes.pin(victim);
+        nodes.evict(victim, Some(HANDLE), dead).then_some(victim)
     }
 
     #[test]
     fn one_object_is_one_node() {
         let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
-        let a = nodes.adopt(fd(), &id(1, 5), None, &mut dead);
-        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, &mut dead), a);
+        let a = nodes.adopt(fd(), &id(1, 5), None, SAME, &mut dead);
+        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, SAME, &mut dead), a);
         assert_eq!((nodes.len(), nodes.open(), dead.len()), (1, 1, 1));
         // The same number and another birth is another object, whether the first has its descriptor or not.
-        let b = nodes.adopt(fd(), &id(1, 6), None, &mut dead);
+        let b = nodes.adopt(fd(), &id(1, 6), None, SAME, &mut dead);
         assert_ne!(a, b);
         assert_eq!(evict(&mut nodes, &mut dead), Some(a));
-        assert_eq!(nodes.get(a).and_then(Node::raw), None);
-        let c = nodes.adopt(fd(), &id(1, 7), None, &mut dead);
+        assert!(nodes.get(a).and_then(Node::raw).is_none());
+        let c = nodes.adopt(fd(), &id(1, 7), None, SAME, &mut dead);
         assert!(c != a && c != b);
         // The same birth brings the evicted one back.
-        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, &mut dead), a);
+        assert_eq!(nodes.adopt(fd(), &id(1, 5), None, SAME, &mut dead), a);
         assert!(nodes.get(a).and_then(Node::raw).is_some());
     }
 
     #[test]
     fn directories_moved_about_make_no_circle() {
         let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
-        let a = nodes.adopt(fd(), &id(1, 1), None, &mut dead);
-        let b = nodes.adopt(fd(), &id(2, 1), Some((a, b"b")), &mut dead);
-        let c = nodes.adopt(fd(), &id(3, 1), Some((b, b"c")), &mut dead);
+        let a = nodes.adopt(fd(), &id(1, 1), None, SAME, &mut dead);
+        let b = nodes.adopt(fd(), &id(2, 1), Some((a, b"b")), SAME, &mut dead);
+        let c = nodes.adopt(fd(), &id(3, 1), Some((b, b"c")), SAME, &mut dead);
         nodes.name(a, c, b"a", &mut dead);
         nodes.name(a, a, b"a", &mut dead);
         assert_eq!(nodes.place(a), None);
@@ -430,9 +485,9 @@ mod tests {
     #[test]
     fn beyond_the_limit_parents_are_not_kept() {
         let (mut nodes, mut dead) = (Nodes::new(3), Vec::new());
-        let mut above = nodes.adopt(fd(), &id(0, 1), None, &mut dead);
+        let mut above = nodes.adopt(fd(), &id(0, 1), None, SAME, &mut dead);
         for ino in 1..10 {
-            let below = nodes.adopt(fd(), &id(ino, 1), Some((above, b"d")), &mut dead);
+            let below = nodes.adopt(fd(), &id(ino, 1), Some((above, b"d")), SAME, &mut dead);
             nodes.release(above, &mut dead);
             above = below;
         }

@@ -11,6 +11,7 @@ use wire::{
 };
 
 use crate::failure::Failure;
+use crate::nodes::HasHandle;
 use crate::pin::{NOGID, Pin};
 use crate::session::{Session, name};
 use crate::table::{Opened, State, Tables};
@@ -101,7 +102,7 @@ impl Session {
             FileType::Special => return Err(Failure::new(libc::ENXIO)),
         };
         self.has_room(held, libc::EMFILE)?;
-        let (caller, object) = (pin.caller(NOGID), pin.object());
+        let (caller, object) = (pin.caller(NOGID), pin.object()?);
         let opened = if how.append && how.writes && !how.always {
             self.share.open_to_append(caller, &object, flags)
         } else {
@@ -117,7 +118,7 @@ impl Session {
             }
             Err(error) => {
                 if m.flags & P9_DOTL_ACCMODE == P9_DOTL_RDWR {
-                    self.with(|tables| tables.refuse(&pin.view));
+                    self.with(|tables| tables.refuse(pin.view()));
                 }
                 return Err(error.into());
             }
@@ -126,9 +127,9 @@ impl Session {
         // (`v9fs_fid_add_modes`); `host` never gives that.
         let id = self.share.identify(&Object {
             file: Some(file.as_fd()),
-            ..pin.object()
+            ..pin.object()?
         })?;
-        self.with(|tables| tables.open(&pin.view, file, state, how))?;
+        self.with(|tables| tables.open(pin.view(), file, state, how))?;
         drop(pin);
         self.keep_budget();
         Ok(Rlopen {
@@ -151,19 +152,21 @@ impl Session {
         self.has_room(held, libc::EMFILE)?;
         let (path, file, id) = self.share.create(
             pin.caller(m.gid),
-            &pin.object(),
+            &pin.object()?,
             &name,
             flags(m.flags)? | append(how) | exclusive,
             m.mode & 0o7777,
         )?;
+        let from = Some((pin.view().node, name.as_bytes()));
+        let has_handle: HasHandle<'_> = &|fd, handle| self.share.is_of_handle(fd, handle);
         self.with(|tables| {
             let Tables { nodes, dead, .. } = tables;
-            let node = nodes.adopt(path, &id, Some((pin.view.node, name.as_bytes())), dead);
-            if let Err(failure) = tables.turn(&pin.view, node) {
+            let node = nodes.adopt(path, &id, from, has_handle, dead);
+            if let Err(failure) = tables.turn(pin.view(), node) {
                 tables.dead.push(file);
                 return Err(failure);
             }
-            tables.open(&pin.view, file, State::File, how)
+            tables.open(pin.view(), file, State::File, how)
         })?;
         drop(pin);
         self.keep_budget();

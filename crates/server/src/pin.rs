@@ -1,24 +1,44 @@
 //! The session's lock, and guards that keep fids and nodes where they are while a request uses them without it.
 //!
-//! A handler is straight-line code: pin, make the system calls, lock, note what came of it. The one `unsafe` here
-//! turns the number of a descriptor in a pinned record into something to make system calls with.
+//! A handler is straight-line code: pin, make the system calls, lock, note what came of it. The `unsafe` here turns the
+//! number of a descriptor in a pinned record into something to make system calls with.
 
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{MutexGuard, PoisonError};
 
 use host::{Caller, FileType, Object};
 use wire::MAXWELEM;
 
 use crate::failure::Failure;
-use crate::nodes::{Nodes, Same};
+use crate::nodes::{Node, Nodes, Same};
 use crate::session::Session;
-use crate::table::{Glance, Opened, State, Tables, View};
+use crate::table::{Opened, State, Tables, View};
 
 /// gid of messages that create nothing.
 pub(crate) const NOGID: u32 = u32::MAX;
 
 /// Descriptors closed per turn of the lock.
 const CLOSE: usize = 8;
+
+/// The number of a descriptor that a record has: of one that was open when it was looked at, so it is never -1.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Raw(RawFd);
+
+impl Raw {
+    /// Of a record's descriptor.
+    #[inline]
+    pub(crate) fn of(fd: &OwnedFd) -> Raw {
+        Raw(fd.as_raw_fd())
+    }
+
+    /// # Safety
+    /// The record must keep the descriptor for `'a`: it does while it is pinned.
+    #[inline]
+    unsafe fn borrow<'a>(self) -> BorrowedFd<'a> {
+        // SAFETY: open when this was made, and the caller vouches for it since.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
 
 impl Session {
     /// Runs `work` on the tables, under the lock. Descriptors that are no longer needed are closed after it.
@@ -94,7 +114,7 @@ impl Session {
     pub(crate) fn at_once<R>(&self, number: u32, work: impl FnOnce(Caller, &Object<'_>) -> R) -> Option<R> {
         self.with(|tables| {
             let glance = tables.glance(number)?;
-            Some(work(glance.caller(), &glance.object()))
+            Some(work(glance.caller(), &glance.object))
         })
     }
 
@@ -107,9 +127,11 @@ impl Session {
         mut work: impl FnMut(Caller, &Object<'_>) -> bool,
     ) -> usize {
         self.with(|tables| {
-            fids.map_while(|number| tables.glance(number))
-                .take_while(|&glance| work(glance.caller(), &glance.object()))
-                .count()
+            let worked = |&number: &u32| match tables.glance(number) {
+                Some(glance) => work(glance.caller(), &glance.object),
+                None => false,
+            };
+            fids.take_while(worked).count()
         })
     }
 
@@ -127,49 +149,25 @@ impl Session {
     }
 
     /// Pins a node that a pinned fid or node refers to.
-    pub(crate) fn pin_node(&self, node: u32, caller: Caller) -> Result<NodePin<'_>, Failure> {
+    pub(crate) fn pin_node(&self, node: u32) -> Result<NodePin<'_>, Failure> {
         let path = self.with(|tables| {
             tables.nodes.pin(node);
-            tables.nodes.get(node).and_then(|node| node.raw())
+            tables.nodes.get(node).and_then(Node::raw)
         });
-        let mut pin = NodePin {
-            session: self,
-            node,
-            path: path.unwrap_or(-1),
+        let count = Count { session: self, node };
+        let path = match path {
+            Some(path) => path,
+            None => self.find_again(node)?,
         };
-        if path.is_none() {
-            pin.path = self.find_again(node, caller)?;
-        }
-        Ok(pin)
-    }
-}
-
-/// A descriptor in a record that stays pinned for `'a`.
-fn borrow<'a>(raw: RawFd) -> BorrowedFd<'a> {
-    // SAFETY: only called by the guards below with descriptors of records that they have pinned, and for a `Glance` under
-    // the lock that it was made under. A pinned record gives up neither descriptor, and no record does while the lock is
-    // held; the guards hand the result out for no longer than they live, `at_once` for no longer than it holds the lock.
-    unsafe { BorrowedFd::borrow_raw(raw) }
-}
-
-impl Glance {
-    fn caller(&self) -> Caller {
-        Caller {
-            uid: self.uid,
-            gid: NOGID,
-        }
-    }
-
-    /// Only while the lock is held that this was made under.
-    pub(crate) fn object(&self) -> Object<'_> {
-        Object::by_path(borrow(self.path), self.host_type)
+        Ok(NodePin { count, path })
     }
 }
 
 /// A fid in use by a request.
 pub(crate) struct Pin<'s> {
     session: &'s Session,
-    pub(crate) view: View,
+    /// Pinned.
+    view: View,
     epoch: u64,
 }
 
@@ -177,29 +175,38 @@ impl Pin<'_> {
     /// Finds the object again if its node was evicted.
     #[inline]
     pub(crate) fn find(&mut self) -> Result<(), Failure> {
-        if self.view.path.is_none() {
-            self.view.path = Some(self.session.find_again(self.view.node, self.caller(NOGID))?);
+        if self.view.path().is_none() {
+            let found = self.session.find_again(self.view.node)?;
+            self.view.found(found);
         }
         Ok(())
     }
 
-    /// The fid's object.
+    /// The fid as it was when it was pinned.
     #[inline]
-    pub(crate) fn object(&self) -> Object<'_> {
-        let file = self.view.file.map(borrow);
-        // An evicted node of an open fid would do with the open descriptor; there is none (see `Nodes::victim`).
-        let path = self.view.path.or(self.view.file).unwrap_or(-1);
-        Object {
-            path: borrow(path),
-            file,
+    pub(crate) fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The fid's object. EINVAL when it stands for none, or for one that nobody has found again.
+    #[inline]
+    pub(crate) fn object(&self) -> Result<Object<'_>, Failure> {
+        let path = self.view.path().ok_or(Failure::new(libc::EINVAL))?;
+        Ok(Object {
+            // SAFETY: the node is pinned for as long as this guard lives, and so are both descriptors: a pinned node is
+            // not evicted, a pinned fid not freed, and the descriptor that a fid was opened with stays with it.
+            path: unsafe { path.borrow() },
+            // SAFETY: as above.
+            file: self.view.file().map(|file| unsafe { file.borrow() }),
             host_type: self.view.host_type,
-        }
+        })
     }
 
     /// The open descriptor: of a file (EINVAL otherwise).
     pub(crate) fn file(&self) -> Result<BorrowedFd<'_>, Failure> {
-        match self.view.file {
-            Some(raw) => Ok(borrow(raw)),
+        match self.view.file() {
+            // SAFETY: as in `object`.
+            Some(file) => Ok(unsafe { file.borrow() }),
             None => Err(Failure::new(libc::EINVAL)),
         }
     }
@@ -270,34 +277,17 @@ impl Drop for Pin<'_> {
 
 /// A node in use by a request, not through a fid.
 pub(crate) struct NodePin<'s> {
+    count: Count<'s>,
+    path: Raw,
+}
+
+/// A request that a node's `pins` counts.
+struct Count<'s> {
     session: &'s Session,
     node: u32,
-    path: RawFd,
 }
 
-impl<'s> NodePin<'s> {
-    /// Takes over a pin that the tables have counted already.
-    pub(crate) fn taken(session: &'s Session, node: u32, path: RawFd) -> NodePin<'s> {
-        NodePin { session, node, path }
-    }
-
-    /// Its descriptor.
-    pub(crate) fn path(&self) -> BorrowedFd<'_> {
-        borrow(self.path)
-    }
-
-    /// Which node.
-    pub(crate) fn node(&self) -> u32 {
-        self.node
-    }
-
-    /// The pin is the caller's to end.
-    pub(crate) fn give(self) -> u32 {
-        std::mem::ManuallyDrop::new(self).node
-    }
-}
-
-impl Drop for NodePin<'_> {
+impl Drop for Count<'_> {
     fn drop(&mut self) {
         self.session.with(|tables| {
             let Tables { nodes, dead, .. } = tables;
@@ -306,10 +296,39 @@ impl Drop for NodePin<'_> {
     }
 }
 
+impl<'s> NodePin<'s> {
+    /// Pins a node of the session's, whose lock the caller has; `None` when it has no descriptor. Not to be dropped under
+    /// the lock.
+    pub(crate) fn new(session: &'s Session, nodes: &mut Nodes, node: u32) -> Option<NodePin<'s>> {
+        let path = nodes.get(node)?.raw()?;
+        nodes.pin(node);
+        Some(NodePin {
+            count: Count { session, node },
+            path,
+        })
+    }
+
+    /// Its descriptor.
+    pub(crate) fn path(&self) -> BorrowedFd<'_> {
+        // SAFETY: the node is pinned for as long as this guard lives.
+        unsafe { self.path.borrow() }
+    }
+
+    /// Which node.
+    pub(crate) fn node(&self) -> u32 {
+        self.count.node
+    }
+
+    /// The pin is the caller's to end.
+    pub(crate) fn give(self) -> u32 {
+        std::mem::ManuallyDrop::new(self.count).node
+    }
+}
+
 /// Directories that a walk's first names led to lately, each in the one before; pinned.
 pub(crate) struct Trail<'s> {
     session: &'s Session,
-    known: [Option<(u32, RawFd, Same)>; MAXWELEM],
+    known: [Option<(u32, Raw, Same)>; MAXWELEM],
     count: usize,
 }
 
@@ -323,21 +342,24 @@ impl<'s> Trail<'s> {
         }
     }
 
-    /// One more, which has been pinned for this trail.
-    pub(crate) fn push(&mut self, node: u32, path: RawFd, same: Same) {
-        if let Some(place) = self.known.get_mut(self.count) {
-            *place = Some((node, path, same));
-            self.count += 1;
-        }
+    /// Pins one more node of the session's; `None` when it has no descriptor, or there is no more room.
+    pub(crate) fn push(&mut self, nodes: &mut Nodes, number: u32) -> Option<()> {
+        let place = self.known.get_mut(self.count)?;
+        let node = nodes.get(number)?;
+        *place = Some((number, node.raw()?, node.same));
+        self.count += 1;
+        nodes.pin(number);
+        Some(())
     }
 
-    fn get(&self, index: usize) -> Option<(u32, RawFd, Same)> {
+    fn get(&self, index: usize) -> Option<(u32, Raw, Same)> {
         self.known.get(index).copied().flatten()
     }
 
     /// The descriptor of directory `index`.
     pub(crate) fn path(&self, index: usize) -> Option<BorrowedFd<'_>> {
-        self.get(index).map(|(_, path, _)| borrow(path))
+        // SAFETY: the nodes are pinned until `end`, for which nobody may borrow from this.
+        self.get(index).map(|(_, path, _)| unsafe { path.borrow() })
     }
 
     /// Which directory `index` is.

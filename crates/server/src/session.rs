@@ -8,6 +8,7 @@ use host::{Name, NameError, Share};
 use wire::{DecodeErrorKind, Header, Tmessage};
 
 use crate::failure::Failure;
+use crate::find::Moves;
 use crate::getattrs::RGETATTR_LEN;
 use crate::locks::LockTable;
 use crate::reply::Reply;
@@ -60,6 +61,7 @@ pub struct Session {
     pub(crate) msize: AtomicU32,
     /// How many of the next large writes are not for the queue thread: see `io`.
     pub(crate) slow_writes: AtomicU32,
+    pub(crate) moves: Moves,
 }
 
 /// The share, which has nothing to show in a log.
@@ -89,6 +91,7 @@ impl Session {
             owners: RandomState::new(),
             msize: AtomicU32::new(0),
             slow_writes: AtomicU32::new(0),
+            moves: Moves::default(),
         }
     }
 

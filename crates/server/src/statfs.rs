@@ -11,7 +11,7 @@ impl Session {
     pub(crate) fn statfs(&self, m: &Tstatfs) -> Result<Rstatfs, Failure> {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
-        let fs = self.share.statfs(pin.caller(NOGID), &pin.object())?;
+        let fs = self.share.statfs(pin.caller(NOGID), &pin.object()?)?;
         Ok(Rstatfs {
             kind: fs.kind,
             bsize: fs.bsize,

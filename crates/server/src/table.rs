@@ -3,15 +3,15 @@
 //! Everything here is quick and makes no system call; it happens under the session's lock. Descriptors that are
 //! no longer needed are collected and closed after the lock is given back.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
 
-use host::{FileType, Identity};
+use host::{Caller, FileType, Identity, Object};
 
 use crate::capability::Capabilities;
 use crate::dentries::Dentries;
 use crate::failure::Failure;
-use crate::nodes::Nodes;
-use crate::pin::Trail;
+use crate::nodes::{HasHandle, Nodes};
+use crate::pin::{NOGID, Raw, Trail};
 use crate::session::Limits;
 use crate::slab::{HashedSlab, Keyed, NONE, Slab, spread};
 
@@ -96,8 +96,8 @@ pub(crate) struct Xattr {
 pub(crate) struct View {
     pub(crate) fid: u32,
     pub(crate) node: u32,
-    pub(crate) path: Option<RawFd>,
-    pub(crate) file: Option<RawFd>,
+    path: Option<Raw>,
+    file: Option<Raw>,
     pub(crate) host_type: u32,
     pub(crate) file_type: FileType,
     pub(crate) state: State,
@@ -106,12 +106,41 @@ pub(crate) struct View {
     pub(crate) locks: bool,
 }
 
+impl View {
+    /// Of the node's descriptor, if it has one.
+    #[inline]
+    pub(crate) fn path(&self) -> Option<Raw> {
+        self.path
+    }
+
+    /// Of the fid's own descriptor, if it is open.
+    #[inline]
+    pub(crate) fn file(&self) -> Option<Raw> {
+        self.file
+    }
+
+    /// Notes the descriptor that the node has got back.
+    pub(crate) fn found(&mut self, path: Raw) {
+        self.path = Some(path);
+    }
+}
+
 /// A fid's object without a pin: good until the lock is given back.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Glance {
-    pub(crate) path: RawFd,
-    pub(crate) host_type: u32,
-    pub(crate) uid: u32,
+pub(crate) struct Glance<'t> {
+    pub(crate) object: Object<'t>,
+    uid: u32,
+}
+
+impl Glance<'_> {
+    /// Who asks.
+    #[inline]
+    pub(crate) fn caller(&self) -> Caller {
+        Caller {
+            uid: self.uid,
+            gid: NOGID,
+        }
+    }
 }
 
 /// All of a session's state.
@@ -190,7 +219,7 @@ impl Tables {
             fid: at,
             node: node_number,
             path: None,
-            file: fid.file.as_ref().map(AsRawFd::as_raw_fd),
+            file: fid.file.as_ref().map(Raw::of),
             host_type: 0,
             file_type: FileType::Special,
             state: fid.state,
@@ -202,7 +231,7 @@ impl Tables {
         let node = self.nodes.get(node_number)?;
         Some(View {
             path: node.raw(),
-            host_type: node.host_type,
+            host_type: node.host_type(),
             file_type: node.file_type,
             ..view
         })
@@ -211,33 +240,25 @@ impl Tables {
     /// What is to be known of the fid `number` to look at its object. `None` for a fid of no object, or when the object has
     /// no descriptor.
     #[inline]
-    pub(crate) fn glance(&mut self, number: u32) -> Option<Glance> {
+    pub(crate) fn glance(&mut self, number: u32) -> Option<Glance<'_>> {
         let fid = self.fids.get(self.find(number)?)?;
         if !matches!(fid.state, State::Walked | State::File | State::Dir) {
             return None;
         }
         let (node, uid) = (fid.node, fid.uid);
         self.nodes.touch(node);
-        let node = self.nodes.get(node)?;
-        Some(Glance {
-            path: node.raw()?,
-            host_type: node.host_type,
-            uid,
-        })
+        let object = self.nodes.get(node)?.object()?;
+        Some(Glance { object, uid })
     }
 
     /// The fid `number`, if it is the last of a regular file of which a name may have been removed while the client
     /// knew it.
     #[inline]
-    pub(crate) fn last_of_removed(&self, number: u32) -> Option<Glance> {
+    pub(crate) fn last_of_removed(&self, number: u32) -> Option<Object<'_>> {
         let fid = self.fids.get(self.find(number)?)?;
         let node = self.nodes.get(fid.node)?;
-        let last = node.host_type == libc::S_IFREG && self.nodes.last_of_removed(node);
-        Some(Glance {
-            path: node.raw().filter(|_| last)?,
-            host_type: node.host_type,
-            uid: fid.uid,
-        })
+        let last = node.host_type() == libc::S_IFREG && self.nodes.last_of_removed(node);
+        node.object().filter(|_| last)
     }
 
     /// Ends [`Tables::pin`].
@@ -265,23 +286,23 @@ impl Tables {
             let Some(node) = self.dentries.find(at, name) else {
                 return;
             };
-            let Some((raw, same)) = self
-                .nodes
-                .get(node)
-                .and_then(|node| Some((node.raw()?, node.same)))
-            else {
+            if trail.push(&mut self.nodes, node).is_none() {
                 return;
-            };
-            self.nodes.pin(node);
-            trail.push(node, raw, same);
+            }
             at = node;
         }
     }
 
     /// The node of what a walk found at the path `from`, with a reference of the caller's; later walks will know the
     /// way, if it is a directory.
-    pub(crate) fn adopt_named(&mut self, fd: OwnedFd, id: &Identity, from: (u32, &[u8])) -> u32 {
-        let node = self.nodes.adopt(fd, id, Some(from), &mut self.dead);
+    pub(crate) fn adopt_named(
+        &mut self,
+        fd: OwnedFd,
+        id: &Identity,
+        from: (u32, &[u8]),
+        has_handle: HasHandle<'_>,
+    ) -> u32 {
+        let node = self.nodes.adopt(fd, id, Some(from), has_handle, &mut self.dead);
         let single = !from.1.contains(&b'/');
         if single && id.at_home && id.file_type == FileType::Directory && id.host_type == libc::S_IFDIR {
             self.nodes.retain(node);
@@ -294,12 +315,18 @@ impl Tables {
 
     /// As [`Tables::adopt_named`] for a directory on a walk's way; `None`, and nothing is kept, for one that cannot be
     /// told again by a look.
-    pub(crate) fn settle(&mut self, fd: OwnedFd, id: &Identity, from: (u32, &[u8])) -> Option<u32> {
+    pub(crate) fn settle(
+        &mut self,
+        fd: OwnedFd,
+        id: &Identity,
+        from: (u32, &[u8]),
+        has_handle: HasHandle<'_>,
+    ) -> Option<u32> {
         if !id.at_home {
             self.dead.push(fd);
             return None;
         }
-        Some(self.adopt_named(fd, id, from))
+        Some(self.adopt_named(fd, id, from, has_handle))
     }
 
     /// Forgets which directory `name` in the directory node `parent` led to: it is gone, and should not be held.
@@ -572,7 +599,7 @@ mod tests {
             file_type: FileType::Regular,
         };
         let fd = std::fs::File::open("/").unwrap().into();
-        let node = tables.nodes.adopt(fd, &id, None, &mut tables.dead);
+        let node = tables.nodes.adopt(fd, &id, None, &|_, _| false, &mut tables.dead);
         tables.add(7, 0, node, 0).unwrap();
         tables
     }

@@ -7,7 +7,7 @@ use wire::{QTDIR, QTFILE, QTSYMLINK, Qid, Qids, Rclunk, Rremove, Rwalk, Tclunk, 
 
 use crate::failure::Failure;
 use crate::locks::TakenOut;
-use crate::nodes::Same;
+use crate::nodes::{HasHandle, Same};
 use crate::pin::{NOGID, Pin, Trail};
 use crate::reply::Reply;
 use crate::request::{How, Outcome, Scratch};
@@ -82,13 +82,16 @@ impl<'s> Base<'s> {
     /// host says is there.
     fn above(&self, above: &Identity, path: &mut Vec<u8>) -> Option<Base<'s>> {
         let node = self.session.with(|tables| {
-            let (parent, way) = tables.nodes.place(self.node)?;
-            let up = way.iter().rposition(|&b| b == b'/').unwrap_or(0);
-            if up == 0 && tables.nodes.get(parent).map(|node| node.same) != Some(Same::of(above)) {
-                return None;
-            }
-            path.extend_from_slice(&way[..up]);
-            tables.nodes.retain(parent);
+            let nodes = &mut tables.nodes;
+            let place = nodes.place(self.node).and_then(|(parent, way)| {
+                let up = way.iter().rposition(|&b| b == b'/').unwrap_or(0);
+                let known = up > 0 || nodes.get(parent).map(|node| node.same) == Some(Same::of(above));
+                path.extend_from_slice(way.get(..up)?);
+                known.then_some(parent)
+            });
+            // Above the root is the root; and what the host has moved may be below another one that is known.
+            let parent = place.or_else(|| nodes.find(above))?;
+            nodes.retain(parent);
             Some(parent)
         })?;
         Some(Base {
@@ -145,8 +148,8 @@ pub(crate) fn steps(
 /// Makes the new fid of a walk that has come to `node`, of which the caller gives a reference, or turns the old one.
 pub(crate) fn seat(tables: &mut Tables, m: &Twalk<'_>, pin: &Pin<'_>, node: u32) -> Result<(), Failure> {
     match m.newfid == m.fid {
-        true => tables.turn(&pin.view, node),
-        false => tables.add(m.newfid, pin.view.uid, node, pin.epoch()).map(drop),
+        true => tables.turn(pin.view(), node),
+        false => tables.add(m.newfid, pin.view().uid, node, pin.epoch()).map(drop),
     }
 }
 
@@ -162,10 +165,12 @@ impl Session {
         let same = m.newfid == m.fid;
         let down = only_down(m);
         let mut trail = Trail::new(self);
+        let mut held = 0;
         let pin = self.pin_if(m.fid, libc::ENOENT, |tables, view| {
             if !same {
                 tables.vacant(m.newfid)?;
             }
+            held = tables.descriptors();
             if down == Ok(true) {
                 tables.follow(view.node, m.names.iter(), &mut trail);
             }
@@ -175,6 +180,10 @@ impl Session {
         if same {
             pin.is_unopened()?;
         }
+        if !m.names.is_empty() {
+            // What has no name that is known keeps its descriptor.
+            self.may_walk(held)?;
+        }
         let down = down?;
         let mut qids = [Qid::default(); wire::MAXWELEM];
         let mut done = 0;
@@ -182,8 +191,8 @@ impl Session {
             // A second fid of the same object: the node is shared, nothing is asked of the host.
             if !same {
                 self.with(|tables| {
-                    tables.nodes.retain(pin.view.node);
-                    tables.add(m.newfid, pin.view.uid, pin.view.node, pin.epoch())
+                    tables.nodes.retain(pin.view().node);
+                    tables.add(m.newfid, pin.view().uid, pin.view().node, pin.epoch())
                 })?;
             }
         } else if down {
@@ -191,7 +200,7 @@ impl Session {
         } else {
             let mut progress = Progress {
                 here: None,
-                base: Some(Base::pinned(self, pin.view.node)),
+                base: Some(Base::pinned(self, pin.view().node)),
                 path: &mut scratch.bytes,
             };
             progress.path.clear();
@@ -213,7 +222,7 @@ impl Session {
         let caller = pin.caller(NOGID);
         let from = match &progress.here {
             Some((fd, id)) => Object::by_path(fd.as_fd(), id.host_type),
-            None => pin.object(),
+            None => pin.object()?,
         };
         let file_type = progress
             .here
@@ -262,16 +271,17 @@ impl Session {
     /// Makes the new fid, or turns the old one, to where the walk has come.
     fn arrive(&self, m: &Twalk<'_>, pin: &Pin<'_>, progress: Progress<'_>) -> Result<(), Failure> {
         let Progress { here, base, path } = progress;
+        let has_handle: HasHandle<'_> = &|fd, handle| self.share.is_of_handle(fd, handle);
         let over = self.with(|tables| {
             let node = match here {
                 Some((fd, id)) => {
                     let from = base.as_ref().map(|base| (base.node, &path[..]));
                     let Tables { nodes, dead, .. } = tables;
-                    nodes.adopt(fd, &id, from, dead)
+                    nodes.adopt(fd, &id, from, has_handle, dead)
                 }
                 None => {
-                    tables.nodes.retain(pin.view.node);
-                    pin.view.node
+                    tables.nodes.retain(pin.view().node);
+                    pin.view().node
                 }
             };
             seat(tables, m, pin, node)?;
@@ -316,7 +326,7 @@ impl Session {
                 .and_then(|()| self.set_xattr(&pin))
                 .map_err(Failure::settled)?;
         }
-        close(self.with(|tables| tables.take_written_last(&pin.view)))?;
+        close(self.with(|tables| tables.take_written_last(pin.view())))?;
         Ok(reply.send(&Rclunk))
     }
 
@@ -339,7 +349,7 @@ impl Session {
 
     fn remove_object(&self, pin: &Pin<'_>) -> Result<(), Failure> {
         pin.is_object()?;
-        let place = self.place(pin.view.node, pin.view.uid)?;
+        let place = self.place(pin.view().node, pin.view().uid)?;
         let directory = pin.file_type() == FileType::Directory;
         self.share
             .unlink(pin.caller(NOGID), &place.object(), &place.name, directory)?;
@@ -353,7 +363,7 @@ impl Session {
     /// The locks of the fid's inode, if it may have some: `None` when another thread has them, or they are very
     /// many, and this one must not wait.
     fn locks_for(&self, pin: &Pin<'_>, how: How) -> Option<Option<TakenOut>> {
-        if !pin.view.locks {
+        if !pin.view().locks {
             return Some(None);
         }
         match self.inode(pin) {
@@ -367,7 +377,7 @@ impl Session {
 
     /// Takes the fid out of the table, and then its locks.
     fn bury(&self, pin: &Pin<'_>, locks: &mut Option<TakenOut>, how: How) {
-        let has_locks = self.with(|tables| tables.clunk(&pin.view) && tables.has_locks(&pin.view));
+        let has_locks = self.with(|tables| tables.clunk(pin.view()) && tables.has_locks(pin.view()));
         if !has_locks {
             return;
         }

@@ -39,7 +39,7 @@ impl Session {
         let bytes = &mut scratch.bytes;
         let len = if m.name.is_empty() {
             bytes.clear();
-            self.share.list_xattr(pin.caller(NOGID), &pin.object(), bytes)?;
+            self.share.list_xattr(pin.caller(NOGID), &pin.object()?, bytes)?;
             bytes.len()
         } else if m.name == capability::NAME {
             self.get_capability(&pin, bytes)?
@@ -52,7 +52,7 @@ impl Session {
             value,
             ..Xattr::default()
         };
-        self.with(|tables| tables.add_xattr(m.newfid, &pin.view, xattr, pin.epoch()))?;
+        self.with(|tables| tables.add_xattr(m.newfid, pin.view(), xattr, pin.epoch()))?;
         Ok(Rxattrwalk { size: len as u64 })
     }
 
@@ -61,11 +61,11 @@ impl Session {
         let name = c_name(name)?;
         Ok(self
             .share
-            .get_xattr(pin.caller(NOGID), &pin.object(), &name, bytes)?)
+            .get_xattr(pin.caller(NOGID), &pin.object()?, &name, bytes)?)
     }
 
     fn get_capability(&self, pin: &Pin<'_>, bytes: &mut Vec<u8>) -> Result<usize, Failure> {
-        let (node, now) = (pin.view.node, Instant::now());
+        let (node, now) = (pin.view().node, Instant::now());
         let asked = match self.with(|tables| tables.capabilities.ask(node, now)) {
             Ok(errno) => return Err(Failure::new(errno)),
             Err(asked) => asked,
@@ -99,7 +99,7 @@ impl Session {
             size,
             flags: m.flags.cast_signed(),
         };
-        self.with(|tables| tables.turn_xattr(&pin.view, xattr))?;
+        self.with(|tables| tables.turn_xattr(pin.view(), xattr))?;
         Ok(Rxattrcreate)
     }
 
@@ -111,7 +111,7 @@ impl Session {
         // What is left still counts against the limit until the fid is gone.
         let xattr = self
             .with(|tables| {
-                tables.xattr(&pin.view).map(|xattr| Xattr {
+                tables.xattr(pin.view()).map(|xattr| Xattr {
                     name: std::mem::take(&mut xattr.name),
                     value: std::mem::take(&mut xattr.value),
                     ..*xattr
@@ -133,7 +133,7 @@ impl Session {
         let name = c_name(&xattr.name)?;
         let caller = pin.caller(NOGID);
         if xattr.size == 0 && (acl || xattr.flags == libc::XATTR_REPLACE) {
-            let removed = self.share.remove_xattr(caller, &pin.object(), &name);
+            let removed = self.share.remove_xattr(caller, &pin.object()?, &name);
             return match removed {
                 // There was no ACL to remove: it is as it shall be.
                 Err(error) if acl && error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
@@ -141,7 +141,7 @@ impl Session {
             };
         }
         self.share
-            .set_xattr(caller, &pin.object(), &name, &xattr.value, xattr.flags)?;
+            .set_xattr(caller, &pin.object()?, &name, &xattr.value, xattr.flags)?;
         Ok(())
     }
 }

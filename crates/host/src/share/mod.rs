@@ -30,6 +30,7 @@ use attrs::Told;
 use data::ReadAhead;
 pub use dir::Listing;
 use dir::Positions;
+pub use handle::Handle;
 use handle::Mounts;
 
 /// An object as the server holds it.
@@ -145,7 +146,7 @@ impl Share {
             credentials,
             read_ahead: ReadAhead::default(),
             positions: Positions::default(),
-            mounts: Mounts::new(&context),
+            mounts: Mounts::new(&context)?,
             told: Told::default(),
             context,
         })

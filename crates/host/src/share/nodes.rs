@@ -26,6 +26,19 @@ impl Share {
         self.run("walk", caller, dir, Some(name), || self.find(dir, name))
     }
 
+    /// As [`Share::lookup`], with the rights of this process and the type that the host has.
+    pub fn revisit(&self, dir: BorrowedFd<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
+        self.allowed(name)?;
+        let path = self.context.lookup(dir, name.as_c_str())?;
+        let id = self.identify_host(path.as_fd())?;
+        Ok((path, id))
+    }
+
+    /// Which object `fd` names, with the type that the host has: one statx.
+    pub fn identify_host(&self, fd: BorrowedFd<'_>) -> io::Result<Identity> {
+        self.context.identity(&sys::attr::stat(fd)?, fd)
+    }
+
     /// Which directory `name` in `dir` is, told by a look at it and without opening it: what [`Share::lookup`] would
     /// give, but `None` for what is no directory or not on the shared directory's own mount. The same errors.
     pub fn look(&self, caller: Caller, dir: &Object<'_>, name: &Name) -> io::Result<Option<Identity>> {

@@ -2,6 +2,7 @@
 
 use std::io::Result;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{errno, error, retry, retry_fd};
 
@@ -27,9 +28,30 @@ pub struct Made {
     pub len: usize,
 }
 
-/// name_to_handle_at(2) of the object that `fd` names, `O_PATH` or not. EOPNOTSUPP when the file system has no
-/// handles.
+/// Not in libc yet (linux/fcntl.h, Linux 6.5).
+const AT_HANDLE_FID: i32 = 0x200;
+
+static NO_FID: AtomicBool = AtomicBool::new(false);
+
+/// name_to_handle_at(2) of the object that `fd` names, `O_PATH` or not: no privilege, and no question to a server. A
+/// handle that can be opened; EOPNOTSUPP when the file system has none.
 pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<Made> {
+    encode_with(fd, buf, 0)
+}
+
+/// As [`encode`], but the handle need only tell the object from any other: since Linux 6.5 more file systems have such
+/// (overlayfs, FUSE). Which of the two it is does not change while the kernel runs.
+pub fn identify(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<Made> {
+    if !NO_FID.load(Ordering::Relaxed) {
+        match encode_with(fd, buf, AT_HANDLE_FID) {
+            Err(e) if errno(&e) == libc::EINVAL => NO_FID.store(true, Ordering::Relaxed),
+            other => return other,
+        }
+    }
+    encode_with(fd, buf, 0)
+}
+
+fn encode_with(fd: BorrowedFd<'_>, buf: &mut [u8; MAX], flags: i32) -> Result<Made> {
     let mut handle = Handle {
         bytes: MAX as u32,
         kind: 0,
@@ -44,7 +66,7 @@ pub fn encode(fd: BorrowedFd<'_>, buf: &mut [u8; MAX]) -> Result<Made> {
             c"".as_ptr(),
             &raw mut handle,
             &raw mut mount,
-            libc::AT_EMPTY_PATH,
+            libc::AT_EMPTY_PATH | flags,
         )
     })?;
     let len = (handle.bytes as usize).min(MAX);
@@ -97,7 +119,6 @@ pub fn open(mount: BorrowedFd<'_>, kind: i32, data: &[u8], flags: i32) -> Result
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
-    use std::sync::atomic::{AtomicBool, Ordering};
 
     /// Whatever becomes of an inode number meanwhile.
     #[test]

@@ -3,9 +3,12 @@
 //! Those that may are on a list, in the order in which they were used: a node that is open, is the root, or has no
 //! descriptor is not on it, and one without a way to find it again leaves it when that is noticed.
 
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::OwnedFd;
+
+use host::Handle;
 
 use super::{Node, Nodes, Same};
+use crate::pin::Raw;
 use crate::slab::NONE;
 
 /// How many nodes in use are passed over in search of an idle one: more than there are requests at a time.
@@ -16,17 +19,37 @@ const IN_USE: usize = 4096;
 pub(crate) struct Way {
     /// Where to start.
     pub(crate) start: Start,
-    /// Paths, the last step first.
-    pub(crate) steps: Vec<(Same, Vec<u8>)>,
+    /// What comes below, the last step first.
+    pub(crate) steps: Vec<Step>,
 }
 
 /// Where a [`Way`] starts.
 #[derive(Debug)]
 pub(crate) enum Start {
-    /// At this node, which has a descriptor and is pinned.
+    /// At this node, which has a descriptor.
     Node(u32),
-    /// At the object behind a handle: mount[4] kind[4] bytes.
-    Handle(Vec<u8>),
+    /// At the object behind the handle of this evicted node.
+    Handle(Known),
+}
+
+/// A step of a [`Way`].
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// From the object of the step before.
+    pub(crate) path: Vec<u8>,
+    /// Where it leads.
+    pub(crate) to: Known,
+}
+
+/// What an evicted node's object is told by.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// The node, if that number still is this object's.
+    pub(crate) node: u32,
+    /// Which object.
+    pub(crate) same: Same,
+    /// Its file handle, if it has one.
+    pub(crate) handle: Option<Vec<u8>>,
 }
 
 impl Nodes {
@@ -74,14 +97,12 @@ impl Nodes {
         }
     }
 
-    /// Pins the node that has gone unused for longest and may lose its descriptor. Those in use right now are moved
-    /// out of the way.
+    /// The node that has gone unused for longest and may lose its descriptor, to be pinned. Those in use right now are
+    /// moved out of the way.
     pub(crate) fn victim(&mut self) -> Option<u32> {
         for _ in 0..IN_USE {
             let number = self.oldest;
-            let node = self.nodes.get_mut(number)?;
-            if node.pins == 0 {
-                node.pins += 1;
+            if self.nodes.get(number)?.pins == 0 {
                 return Some(number);
             }
             self.touch(number);
@@ -89,7 +110,7 @@ impl Nodes {
         None
     }
 
-    /// Ends [`Nodes::victim`]: the descriptor goes to `dead` if the object can be found again and nobody has begun
+    /// Ends the pin of a [`Nodes::victim`]: the descriptor goes to `dead` if the object can be found again and nobody has begun
     /// to use it. `handle` is what was learned meanwhile.
     pub(crate) fn evict(&mut self, number: u32, handle: Option<&[u8]>, dead: &mut Vec<OwnedFd>) -> bool {
         if let (Some(handle), Some(false)) = (handle, self.nodes.get(number).map(Node::has_handle)) {
@@ -98,8 +119,10 @@ impl Nodes {
                 node.handle = handle;
             }
         }
+        let opens = self.handle(number).is_some_and(|handle| Handle::opens(&handle));
         let (lasting, idle) = self.nodes.get(number).map_or((false, false), |node| {
-            let lasting = node.has_handle() || node.parent != NONE;
+            // What could be taken for another object later is not let go.
+            let lasting = opens || (node.parent != NONE && node.can_be_told());
             (lasting, node.pins == 1 && node.opens == 0 && node.refs > 0)
         });
         if !lasting || idle {
@@ -115,32 +138,54 @@ impl Nodes {
         evicted
     }
 
-    /// How to find the node again. The node to start from is pinned.
-    pub(crate) fn way(&mut self, number: u32, most: usize) -> Option<Way> {
+    /// How to find the node again. When it starts from a node, the caller pins that under the same lock.
+    pub(crate) fn way(&self, number: u32, most: usize) -> Option<Way> {
         let mut steps = Vec::new();
         let mut at = number;
         while steps.len() < most {
             let node = self.nodes.get(at)?;
             if node.fd.is_some() {
-                self.pin(at);
                 let start = Start::Node(at);
                 return Some(Way { start, steps });
             }
-            let mut bytes = Vec::new();
-            if node.has_handle() {
-                self.bytes.get(node.handle, &mut bytes);
-                let start = Start::Handle(bytes);
+            let to = self.known(at)?;
+            if to.handle.as_ref().is_some_and(|handle| Handle::opens(handle)) {
+                let start = Start::Handle(to);
                 return Some(Way { start, steps });
             }
-            self.bytes.get(node.path, &mut bytes);
-            steps.push((node.same, bytes));
+            let mut path = Vec::new();
+            self.bytes.get(node.path, &mut path);
+            steps.push(Step { path, to });
             at = node.parent;
         }
         None
     }
 
+    /// What the node's object is told by.
+    pub(crate) fn known(&self, number: u32) -> Option<Known> {
+        let node = self.nodes.get(number)?;
+        Some(Known {
+            node: number,
+            same: node.same,
+            handle: self.handle(number),
+        })
+    }
+
+    /// Gives a directory on a way its descriptor back, if the node still is that evicted one.
+    pub(crate) fn restore_known(&mut self, known: &Known, fd: OwnedFd, dead: &mut Vec<OwnedFd>) {
+        let is = self
+            .nodes
+            .get(known.node)
+            .is_some_and(|node| node.same == known.same)
+            && self.handle(known.node) == known.handle;
+        match is {
+            true => drop(self.restore(known.node, fd, dead)),
+            false => dead.push(fd),
+        }
+    }
+
     /// Gives an evicted node its new descriptor; one too many (somebody else was faster) goes to `dead`.
-    pub(crate) fn restore(&mut self, number: u32, fd: OwnedFd, dead: &mut Vec<OwnedFd>) -> Option<RawFd> {
+    pub(crate) fn restore(&mut self, number: u32, fd: OwnedFd, dead: &mut Vec<OwnedFd>) -> Option<Raw> {
         let node = self.nodes.get_mut(number)?;
         if node.fd.is_some() {
             dead.push(fd);
@@ -155,27 +200,83 @@ impl Nodes {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{evict, fd, id};
+    use super::super::tests::{HANDLE, OTHER, SAME, evict, fd, id};
     use super::*;
+    use host::Identity;
+
+    /// A new object has the number of one that nobody holds, and was made within the same tick of the clock.
+    #[test]
+    fn an_evicted_node_is_told_by_its_handle() {
+        for birth in [0, 1] {
+            let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+            let a = nodes.adopt(fd(), &id(1, birth), None, SAME, &mut dead);
+            assert_eq!(evict(&mut nodes, &mut dead), Some(a));
+            assert_eq!(nodes.adopt(fd(), &id(1, birth), None, SAME, &mut dead), a);
+            assert_eq!(evict(&mut nodes, &mut dead), Some(a));
+            let b = nodes.adopt(fd(), &id(1, birth), None, OTHER, &mut dead);
+            assert_ne!(a, b);
+            nodes.release(a, &mut dead);
+            nodes.release(a, &mut dead);
+            assert_eq!(nodes.find(&id(1, birth)), Some(b));
+            nodes.release(b, &mut dead);
+            assert_eq!((nodes.len(), nodes.open(), nodes.bytes.len()), (0, 0, 0));
+        }
+    }
 
     #[test]
-    fn without_a_birth_an_evicted_node_is_not_believed() {
+    fn another_type_is_another_object() {
         let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
-        let a = nodes.adopt(fd(), &id(1, 0), None, &mut dead);
-        assert_eq!(evict(&mut nodes, &mut dead), Some(a));
-        let b = nodes.adopt(fd(), &id(1, 0), None, &mut dead);
-        assert_ne!(a, b);
-        nodes.release(a, &mut dead);
-        assert_eq!(nodes.find(&id(1, 0)), Some(b));
-        nodes.release(b, &mut dead);
-        assert_eq!((nodes.len(), nodes.open(), nodes.bytes.len()), (0, 0, 0));
+        let types = [
+            libc::S_IFREG,
+            libc::S_IFIFO,
+            libc::S_IFCHR,
+            libc::S_IFBLK,
+            libc::S_IFSOCK,
+            libc::S_IFLNK,
+        ];
+        let mut seen = Vec::new();
+        for host_type in types {
+            let id = Identity {
+                host_type,
+                ..id(1, 1)
+            };
+            let node = nodes.adopt(fd(), &id, None, SAME, &mut dead);
+            assert!(!seen.contains(&node));
+            assert_eq!(nodes.get(node).map(Node::host_type), Some(host_type));
+            assert!(evict(&mut nodes, &mut dead).is_some());
+            seen.push(node);
+        }
+    }
+
+    /// Neither a time of birth nor a handle: whatever has its number later might be taken for it.
+    #[test]
+    fn what_cannot_be_told_keeps_its_descriptor() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let top = nodes.adopt(fd(), &id(1, 1), None, SAME, &mut dead);
+        nodes.set_root(top);
+        for (birth, handle, evicted) in [
+            (0, None, false),
+            (0, Some(HANDLE), true),
+            (7, None, true),
+            (7, Some(HANDLE), true),
+        ] {
+            let node = nodes.adopt(fd(), &id(2, birth), Some((top, b"name")), SAME, &mut dead);
+            let victim = nodes.victim().unwrap();
+            nodes.pin(victim);
+            assert_eq!(
+                nodes.evict(victim, handle, &mut dead),
+                evicted,
+                "{birth} {handle:?}"
+            );
+            nodes.release(node, &mut dead);
+        }
     }
 
     #[test]
     fn what_is_in_use_is_not_evicted() {
         let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
         let [root, open, used, idle] =
-            [1, 2, 3, 4].map(|ino| nodes.adopt(fd(), &id(ino, 1), None, &mut dead));
+            [1, 2, 3, 4].map(|ino| nodes.adopt(fd(), &id(ino, 1), None, SAME, &mut dead));
         nodes.set_root(root);
         nodes.opened(open);
         nodes.pin(used);
@@ -184,9 +285,10 @@ mod tests {
         // Begun to be used after it was chosen.
         nodes.closed(open);
         let victim = nodes.victim().unwrap();
+        nodes.pin(victim);
         assert_eq!(victim, open);
         nodes.pin(open);
-        assert!(!nodes.evict(victim, Some(b"handle"), &mut dead));
+        assert!(!nodes.evict(victim, Some(HANDLE), &mut dead));
         assert!(nodes.get(open).and_then(Node::raw).is_some());
         nodes.unpin(open, &mut dead);
         nodes.unpin(used, &mut dead);
@@ -200,15 +302,17 @@ mod tests {
     #[test]
     fn a_node_without_a_way_back_keeps_its_descriptor() {
         let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
-        let top = nodes.adopt(fd(), &id(1, 1), None, &mut dead);
+        let top = nodes.adopt(fd(), &id(1, 1), None, SAME, &mut dead);
         nodes.set_root(top);
-        let node = nodes.adopt(fd(), &id(2, 1), None, &mut dead);
+        let node = nodes.adopt(fd(), &id(2, 1), None, SAME, &mut dead);
         let victim = nodes.victim().unwrap();
+        nodes.pin(victim);
         assert!(!nodes.evict(victim, None, &mut dead));
         assert_eq!(nodes.victim(), None);
         // Its name is learned later.
         nodes.name(node, top, b"name", &mut dead);
         let victim = nodes.victim().unwrap();
+        nodes.pin(victim);
         assert!(nodes.evict(victim, None, &mut dead));
     }
 }

@@ -23,6 +23,7 @@ mod xattr;
 
 mod failing;
 mod hang;
+mod identity;
 mod known;
 mod many;
 mod run;

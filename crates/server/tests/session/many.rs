@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use host::{SecurityModel, Share, ShareOptions};
+use host::{FileHandles, SecurityModel, Share, ShareOptions};
 use server::Limits;
 use testkit::client::Errno;
 
@@ -17,8 +17,22 @@ fn tight() -> Limits {
     }
 }
 
-fn crowd(files: u32, fids: u32) {
-    let mut f = Fixture::with(SecurityModel::Squash, tight());
+/// A share as `options` say, of a directory of its own.
+fn fixture(options: ShareOptions) -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let options = ShareOptions {
+        directory: dir.path().to_owned(),
+        ..options
+    };
+    let share = Arc::new(Share::open(&options).unwrap());
+    Fixture::on(dir, share, tight())
+}
+
+fn crowd(options: ShareOptions, files: u32, fids: u32) {
+    if options.file_handles == FileHandles::Open && !handles_open() {
+        return;
+    }
+    let mut f = fixture(options);
     std::fs::create_dir_all(f.path("sub/dir")).unwrap();
     for at in 0..files {
         f.write(&format!("sub/dir/{at}"), at.to_string());
@@ -70,11 +84,38 @@ fn crowd(files: u32, fids: u32) {
 
 #[test]
 fn twenty_thousand_fids_live_on_256_descriptors() {
-    crowd(2_000, 20_000);
+    crowd(by_name(), 2_000, 20_000);
 }
 
-/// Without the right to use file handles: objects are found again by their names.
-fn without_handles(test: impl FnOnce() + Send + 'static) {
+#[test]
+fn and_with_file_handles_to_open() {
+    crowd(open_handles(), 1_000, 5_000);
+}
+
+/// Found again by file handle.
+fn open_handles() -> ShareOptions {
+    ShareOptions {
+        file_handles: FileHandles::Open,
+        ..ShareOptions::new("", SecurityModel::Squash)
+    }
+}
+
+/// Found again by name.
+fn by_name() -> ShareOptions {
+    ShareOptions::new("", SecurityModel::Squash)
+}
+
+/// Whether this process may open by file handle what is in temporary directories.
+fn handles_open() -> bool {
+    let options = ShareOptions {
+        directory: std::env::temp_dir(),
+        ..open_handles()
+    };
+    Share::open(&options).is_ok()
+}
+
+/// Without the right to open file handles.
+fn unprivileged(test: impl FnOnce() + Send + 'static) {
     // Capabilities are a thread's own.
     std::thread::spawn(move || {
         let _ = caps::drop(
@@ -89,8 +130,8 @@ fn without_handles(test: impl FnOnce() + Send + 'static) {
 }
 
 #[test]
-fn and_without_file_handles() {
-    without_handles(|| crowd(1_000, 5_000));
+fn and_without_the_right_to_open_them() {
+    unprivileged(|| crowd(by_name(), 1_000, 5_000));
 }
 
 /// Uses up the budget, so that what was idle is evicted.
@@ -108,8 +149,8 @@ fn fill(f: &Fixture) {
     }
 }
 
-fn moved_about() {
-    let mut f = Fixture::with(SecurityModel::Squash, tight());
+fn moved_about(options: ShareOptions) {
+    let mut f = fixture(options);
     fill(&f);
     std::fs::create_dir_all(f.path("a/b")).unwrap();
     std::fs::create_dir(f.path("c")).unwrap();
@@ -142,17 +183,45 @@ fn evict_more(f: &mut Fixture) {
 }
 
 #[test]
-fn evicted_objects_are_found_after_renames() {
-    moved_about();
+fn evicted_objects_are_found_after_the_guests_renames() {
+    moved_about(by_name());
+    unprivileged(|| moved_about(by_name()));
+    if handles_open() {
+        moved_about(open_handles());
+    }
 }
 
+/// What the host renames is not where it was; only with `--file-handles open` it is found.
 #[test]
-fn and_by_name_too() {
-    without_handles(moved_about);
+fn what_the_host_renames_is_stale_or_found_by_handle() {
+    let renamed = |options| {
+        let mut f = fixture(options);
+        fill(&f);
+        std::fs::create_dir_all(f.path("a/b")).unwrap();
+        f.write("a/b/file", "data");
+        f.write("other", "another file");
+        f.client.walk_all(0, 1, &["a", "b"]).unwrap();
+        f.client.walk_all(1, 2, &["file"]).unwrap();
+        evict_all(&mut f);
+        std::fs::rename(f.path("a"), f.path("c")).unwrap();
+        std::fs::create_dir_all(f.path("a/b")).unwrap();
+        std::fs::hard_link(f.path("other"), f.path("a/b/file")).unwrap();
+        let found = f.client.stat(2).map(|attr| attr.size);
+        evict_more(&mut f);
+        // Back again, and so is the object.
+        std::fs::remove_dir_all(f.path("a")).unwrap();
+        std::fs::rename(f.path("c"), f.path("a")).unwrap();
+        assert_eq!(f.client.stat(2).unwrap().size, 4);
+        found
+    };
+    assert_eq!(renamed(by_name()), Err(Errno::ESTALE));
+    if handles_open() {
+        assert_eq!(renamed(open_handles()), Ok(4));
+    }
 }
 
-fn replaced() {
-    let mut f = Fixture::with(SecurityModel::Squash, tight());
+fn replaced(options: ShareOptions) {
+    let mut f = fixture(options);
     fill(&f);
     f.write("file", "old");
     f.write("gone", "gone");
@@ -176,12 +245,11 @@ fn replaced() {
 
 #[test]
 fn a_successor_is_never_taken_for_what_was_evicted() {
-    replaced();
-}
-
-#[test]
-fn nor_by_name() {
-    without_handles(replaced);
+    replaced(by_name());
+    unprivileged(|| replaced(by_name()));
+    if handles_open() {
+        replaced(open_handles());
+    }
 }
 
 #[test]
