@@ -88,7 +88,7 @@ pub fn run(data: &[u8]) {
 }
 
 /// The guest's memory, and how it is changed behind the device's back.
-struct Guest {
+pub(crate) struct Guest {
     memory: Mutex<Arena>,
     late: Mutex<VecDeque<(u64, Vec<u8>)>>,
 }
@@ -153,16 +153,38 @@ impl Handler for Echo {
     }
 }
 
-/// A real session, and a guest that changes memory while it works.
-struct Real {
+/// A real session on a share of its own, and a guest that changes memory while it works.
+pub(crate) struct Real {
     session: Session,
-    guest: Arc<Guest>,
+    guest: Option<Arc<Guest>>,
     _share: TempDir,
+}
+
+impl Real {
+    /// A fresh one.
+    pub(crate) fn new(guest: Option<Arc<Guest>>) -> Real {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        work::prepare(dir.path());
+        let options = ShareOptions::new(dir.path(), SecurityModel::Squash);
+        let share = Arc::new(Share::open(&options).expect("the share opens"));
+        let limits = Limits {
+            fd_budget: 16,
+            max_fids: 64,
+            ..Limits::default()
+        };
+        Real {
+            session: Session::new(share, limits),
+            guest,
+            _share: dir,
+        }
+    }
 }
 
 impl Handler for Real {
     fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome {
-        self.guest.act();
+        if let Some(guest) = &self.guest {
+            guest.act();
+        }
         self.session.handle(request, scratch, how)
     }
 
@@ -176,23 +198,6 @@ impl Handler for Real {
 
     fn wake_count(&self) -> u64 {
         self.session.wake_count()
-    }
-}
-
-fn session(guest: &Arc<Guest>) -> Real {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    work::prepare(dir.path());
-    let options = ShareOptions::new(dir.path(), SecurityModel::Squash);
-    let share = Arc::new(Share::open(&options).expect("the share opens"));
-    let limits = Limits {
-        fd_budget: 16,
-        max_fids: 64,
-        ..Limits::default()
-    };
-    Real {
-        session: Session::new(share, limits),
-        guest: Arc::clone(guest),
-        _share: dir,
     }
 }
 
@@ -248,7 +253,7 @@ impl Machine {
             late: Mutex::default(),
         });
         let handler: Arc<dyn Handler> = match real {
-            true => Arc::new(session(&guest)),
+            true => Arc::new(Real::new(Some(Arc::clone(&guest)))),
             false => Arc::new(Echo(Arc::clone(&guest))),
         };
         let options = DeviceOptions {

@@ -13,6 +13,7 @@
 
 mod arena;
 mod changes;
+pub mod control;
 pub mod decode;
 pub mod device;
 mod expected;
@@ -38,7 +39,7 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target {
         name: "decode",
         run: decode::run,
@@ -53,6 +54,11 @@ pub const TARGETS: [Target; 3] = [
         name: "device",
         run: device::run,
         mutate: device::mutate,
+    },
+    Target {
+        name: "control",
+        run: control::run,
+        mutate: control::mutate,
     },
 ];
 

@@ -3,9 +3,9 @@
 use std::fs;
 
 use fuzz::script::Script;
-use fuzz::{Target, device, session, work};
+use fuzz::{Target, control, device, session, work};
 use testkit::client::Errno;
-use testkit::{Client, RingOptions};
+use testkit::{Client, RingOptions, Vmm};
 
 fn save(target: &str, name: &str, bytes: &[u8]) {
     let corpus = Target::named(target).expect("a target").corpus();
@@ -16,16 +16,34 @@ fn save(target: &str, name: &str, bytes: &[u8]) {
 fn main() -> Result<(), Errno> {
     sessions()?;
     devices();
+    controls();
     Ok(())
 }
 
-/// Each piece of work over a ring, and a look at what a session that only copies makes of it.
-fn devices() {
-    let ring = |event_idx, indirect| RingOptions {
+fn ring(event_idx: bool, indirect: u16) -> RingOptions {
+    RingOptions {
         size: 16,
         indirect,
         event_idx,
-    };
+    }
+}
+
+/// Two pieces of work under each front-end.
+fn controls() {
+    for vmm in Vmm::ALL {
+        for (name, piece) in work::pieces().into_iter().take(2) {
+            let script = control::record(vmm, ring(vmm != Vmm::Crosvm, 8), piece);
+            save(
+                "control",
+                &format!("{vmm:?}-{name}").to_lowercase(),
+                &script.encode(),
+            );
+        }
+    }
+}
+
+/// Each piece of work over a ring.
+fn devices() {
     for (at, (name, piece)) in work::pieces().into_iter().enumerate() {
         let script = device::record(true, ring(at % 2 == 0, 8 * (at as u16 % 2)), piece);
         save("device", name, &script.encode());

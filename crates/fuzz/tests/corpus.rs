@@ -42,3 +42,8 @@ fn any_script_of_messages_is_survived_while_the_host_interferes() {
 fn any_ring_in_any_memory_is_survived() {
     short_run("device", 300);
 }
+
+#[test]
+fn any_vhost_user_messages_with_any_descriptors_are_survived() {
+    short_run("control", 60);
+}

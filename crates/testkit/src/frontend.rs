@@ -344,6 +344,11 @@ impl Frontend {
         let _ = self.kick.write(1);
     }
 
+    /// The kick descriptor, for a kick with something else to it: [`Ring::set_kick`].
+    pub fn kick_handle(&self) -> Arc<EventFd> {
+        Arc::clone(&self.kick)
+    }
+
     /// `len` bytes of the configuration space from `offset` on.
     pub fn config(&self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
         let body = Body::new()

@@ -105,14 +105,27 @@ impl Body {
     }
 }
 
+/// Who is told of each message before it is sent: code, flags, body, descriptors.
+pub type Tap = Box<dyn Fn(u32, u32, &[u8], &[BorrowedFd<'_>]) + Send>;
+
 /// A front-end's end of the connection.
-#[derive(Debug)]
 pub struct Socket {
     stream: UnixStream,
+    tap: Option<Tap>,
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` is negotiated.
     pub reply_ack: bool,
     /// The queue that the vring messages are about.
     pub queue: u32,
+}
+
+impl std::fmt::Debug for Socket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Socket")
+            .field("stream", &self.stream)
+            .field("reply_ack", &self.reply_ack)
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Socket {
@@ -135,9 +148,15 @@ impl Socket {
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Socket {
             stream,
+            tap: None,
             reply_ack: false,
             queue: 0,
         })
+    }
+
+    /// Lets `tap` see all that is sent from now on.
+    pub fn set_tap(&mut self, tap: Tap) {
+        self.tap = Some(tap);
     }
 
     /// The stream itself.
@@ -147,6 +166,9 @@ impl Socket {
 
     /// Sends one message with any code and flags.
     pub fn send_raw(&self, code: u32, flags: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        if let Some(tap) = &self.tap {
+            tap(code, flags, body, fds);
+        }
         let size = u32::try_from(body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut message = Body::new().u32(code).u32(VERSION | flags).u32(size).0;
         message.extend_from_slice(body);
