@@ -226,6 +226,17 @@ pub struct Args {
           value_parser = clap::value_parser!(u32).range(2..), help_heading = LIMITS)]
     pub max_requests: u32,
 
+    /// How much of the host the program sees while it serves [default: the first of them that is possible]
+    ///
+    /// When the option is not given and the first cannot be had, the next one is tried, with a line in the log. The
+    /// program takes itself into it; it needs no container around it.
+    #[arg(long, value_name = "HOW", help_heading = SAFETY)]
+    pub sandbox: Option<Sandbox>,
+
+    /// What becomes of a system call that the program has no use for
+    #[arg(long, value_name = "ACTION", default_value = "kill", help_heading = SAFETY)]
+    pub seccomp: Seccomp,
+
     /// What to tell on stderr
     ///
     /// The environment variable RUST_LOG has precedence.
@@ -241,6 +252,7 @@ const SHARE: &str = "The share";
 const FILES: &str = "Files";
 const IDS: &str = "Users and groups";
 const LIMITS: &str = "Limits, which no honest guest meets";
+const SAFETY: &str = "Sandbox";
 const WORK: &str = "Operation";
 
 /// `--security-model`, QEMU's names and libvirt's.
@@ -307,6 +319,31 @@ pub enum Hangs {
     Always,
     /// No
     Never,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sandbox {
+    /// Namespaces of its own, in which there is nothing but the share: no other files, no network, no processes. Needs
+    /// CAP_SYS_ADMIN, or an ordinary user who may make user namespaces
+    Namespace,
+    /// The share as its root directory. Needs CAP_SYS_CHROOT
+    Chroot,
+    /// Everything that its user sees, less where the kernel has Landlock
+    Landlock,
+    /// Everything that its user sees
+    None,
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Seccomp {
+    /// The program is killed
+    Kill,
+    /// The call is made, and the kernel's audit log has it: to find out what is missing
+    Log,
+    /// Calls are not looked at
+    None,
 }
 
 /// `--log-level`.

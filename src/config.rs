@@ -14,7 +14,9 @@ use nix::errno::Errno;
 use nix::unistd::{Gid, Group};
 use server::Limits;
 
-use crate::args::{Args, Checks, Devices, Handles, Hangs, Model, Xattrs};
+use crate::args::{Args, Checks, Devices, Handles, Hangs, Model, Sandbox, Seccomp, Xattrs};
+use crate::sandbox::Level;
+use crate::sandbox::seccomp::Verdict;
 
 /// Longest path that fits `sockaddr_un`, without its NUL.
 const MAX_SOCKET_PATH: usize = 107;
@@ -59,6 +61,10 @@ pub struct Config {
     pub limits: Limits,
     /// `--rlimit-nofile`
     pub rlimit_nofile: Option<u64>,
+    /// `--sandbox`; `None`: the best there is.
+    pub sandbox: Option<Level>,
+    /// `--seccomp`; `None`: calls are not looked at.
+    pub seccomp: Option<Verdict>,
 }
 
 impl Config {
@@ -131,6 +137,17 @@ impl Config {
                 ..Limits::default()
             },
             rlimit_nofile: args.rlimit_nofile,
+            sandbox: args.sandbox.map(|asked| match asked {
+                Sandbox::Namespace => Level::Namespace,
+                Sandbox::Chroot => Level::Chroot,
+                Sandbox::Landlock => Level::Landlock,
+                Sandbox::None => Level::None,
+            }),
+            seccomp: match args.seccomp {
+                Seccomp::Kill => Some(Verdict::Kill),
+                Seccomp::Log => Some(Verdict::Log),
+                Seccomp::None => None,
+            },
         })
     }
 }

@@ -25,6 +25,12 @@ pub fn raise_nofile(wanted: Option<u64>) -> Result<u64, Failure> {
     Ok(limit)
 }
 
+/// The guest's memory is mapped here: no core dump may carry it to the disk.
+pub fn forbid_core_dumps() -> Result<(), Failure> {
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)
+        .map_err(|error| Failure::Environment(format!("Core dumps cannot be turned off: {error}.")))
+}
+
 /// Descriptors that the kernel's table shall have room for from the start.
 const TABLE: u64 = 16 * 1024;
 

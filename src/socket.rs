@@ -30,11 +30,6 @@ pub struct SocketFile {
 }
 
 impl SocketFile {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Removes the socket, unless another program has put its own there meanwhile.
     pub fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity) {

@@ -366,7 +366,7 @@ fn descriptors(pid: u32) -> usize {
 fn front_ends_come_one_after_the_other_and_leave_nothing() {
     let place = Place::new();
     let running = place.start();
-    let pid = running.child.id();
+    let pid = testkit::program::worker(running.child.id()).expect("there is a worker");
     let mut before = None;
     for round in 0..8 {
         let mut stream = UnixStream::connect(place.socket()).unwrap();

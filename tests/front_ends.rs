@@ -175,7 +175,7 @@ fn nonsense_on_the_socket_does_not_end_it() {
 fn a_write_beyond_the_file_size_limit_is_an_error_and_not_the_end() {
     let program = start();
     let limit = format!("--fsize={}", 1 << 20);
-    let pid = program.pid().to_string();
+    let pid = program.worker().to_string();
     let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
     assert!(status.expect("prlimit runs").success());
     let mut machine = boot(&program, Vmm::Qemu);

@@ -18,6 +18,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::sandbox::seccomp::filter_helper;
 use env_filter::Filter;
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -203,7 +204,10 @@ pub fn start_writer() -> io::Result<()> {
         style.format(Level::Warn, &text).into_bytes()
     };
     let tick = || LOGGER.get().and_then(|logger| logger.tell_missed(false));
-    let work = move || OUTPUT.run(notice, tick);
+    let work = move || {
+        filter_helper();
+        OUTPUT.run(notice, tick)
+    };
     OUTPUT.set_started(true);
     let thread = thread::Builder::new().name("log".to_string()).spawn(work);
     OUTPUT.set_started(thread.is_ok());

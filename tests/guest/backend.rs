@@ -123,6 +123,8 @@ impl Setup<'_> {
         });
         if let Some(user) = self.process {
             assert_unprivileged(child.id(), user);
+            let worker = testkit::program::worker(child.id());
+            assert_unprivileged(worker.expect("there is a worker"), user);
         }
         backend.child = Some(child);
         assert!(
@@ -151,8 +153,6 @@ fn assert_unprivileged(pid: u32, user: u32) {
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
         assert_eq!(field(set), ["0000000000000000"], "{set}");
     }
-    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/user")).unwrap();
-    assert_eq!(namespace(&pid.to_string()), namespace("self"), "user namespace");
 }
 
 fn peer_is_qemu() -> bool {
@@ -183,9 +183,9 @@ impl Backend {
         ["--in-qemu".into(), value]
     }
 
-    /// The running program; None when QEMU serves the share itself.
-    pub fn pid(&self) -> Option<u32> {
-        self.child.as_ref().map(Child::id)
+    /// The process that serves; None when QEMU does it itself.
+    pub fn worker(&self) -> Option<u32> {
+        testkit::program::worker(self.child.as_ref()?.id())
     }
 
     pub fn socket(&self) -> PathBuf {

@@ -28,7 +28,7 @@ fn two_hundred_thousand_files_under_1024_descriptors() {
             names.insert(name);
         }
     }
-    let pid = backend.pid().expect("this is about our own program");
+    let pid = backend.worker().expect("this is about our own program");
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
     let limit = limits.lines().find(|line| line.starts_with("Max open files"));
     assert_eq!(limit.unwrap().split_whitespace().nth(3), Some("1024"));

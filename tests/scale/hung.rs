@@ -38,7 +38,7 @@ fn look(machine: &mut Machine, tag: u16) -> u16 {
 
 #[test]
 fn a_file_system_that_hangs_holds_up_its_own_requests_only() {
-    let program = Program::start(&[]);
+    let program = Program::start_with_mounts(&[]);
     let Some((mut machine, fuse)) = hung(&program) else {
         return;
     };
@@ -68,7 +68,7 @@ fn a_file_system_that_hangs_holds_up_its_own_requests_only() {
 
 #[test]
 fn more_of_them_than_there_are_threads_do_so_too() {
-    let program = Program::start(&["--io-threads", "2"]);
+    let program = Program::start_with_mounts(&["--io-threads", "2"]);
     let Some((mut machine, fuse)) = hung(&program) else {
         return;
     };
@@ -89,7 +89,7 @@ fn more_of_them_than_there_are_threads_do_so_too() {
 
 #[test]
 fn a_lock_that_hangs_holds_up_those_of_its_file_only() {
-    let program = Program::start(&["--io-threads", "1"]);
+    let program = Program::start_with_mounts(&["--io-threads", "1"]);
     let Some((mut machine, fuse)) = hung(&program) else {
         return;
     };

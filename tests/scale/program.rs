@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use testkit::{Machine, MachineOptions, RingOptions, Vmm};
 use wire::{Rmessage, Tmessage};
 
@@ -67,7 +68,27 @@ impl Program {
         Program::run(wrap, more)
     }
 
+    /// On a directory that passes mounts made in it later on, as every directory does where systemd runs.
+    pub fn start_with_mounts(more: &[&str]) -> Program {
+        Program::run_on(Command::new, more, |share| {
+            let none: Option<&str> = None;
+            let made = mount(Some(share), share, none, MsFlags::MS_BIND, none)
+                .and_then(|()| mount(none, share, none, MsFlags::MS_SHARED, none));
+            if let Err(error) = made {
+                println!("later mounts will not be seen: {error}");
+            }
+        })
+    }
+
     fn run(command: impl FnOnce(PathBuf) -> Command, more: &[&str]) -> Program {
+        Program::run_on(command, more, |_| {})
+    }
+
+    fn run_on(
+        command: impl FnOnce(PathBuf) -> Command,
+        more: &[&str],
+        prepare: impl FnOnce(&Path),
+    ) -> Program {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let base = tempfile::tempdir().expect("a temporary directory");
         let share = base.path().join("share");
@@ -83,10 +104,16 @@ impl Program {
                 chown(path, Some(STRANGER), Some(STRANGER)).expect("chown");
             }
         }
+        prepare(&share);
         Program {
             running: testkit::Program::start(command(program), base, more),
             _turn: turn,
         }
+    }
+
+    /// Takes away what was mounted at the share, if anything was.
+    fn unmount(&self) {
+        let _ = umount2(&self.share(), MntFlags::MNT_DETACH);
     }
 
     pub fn share(&self) -> PathBuf {
@@ -117,12 +144,18 @@ impl Program {
 
     /// Resident anonymous memory of the program, bytes; the guest's memory is not in it.
     pub fn resident(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.running.pid())).expect("procfs");
+        let status = fs::read_to_string(format!("/proc/{}/status", self.running.worker())).expect("procfs");
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
         let kib = line
             .and_then(|line| line.split_whitespace().next())
             .expect("RssAnon");
         kib.parse::<usize>().expect("a number") << 10
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.unmount();
     }
 }
 

@@ -1,9 +1,11 @@
 //! The device as vhost-user-backend wants it.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -29,6 +31,9 @@ const MAX_QUEUE_SIZE: usize = 32768;
 /// Longest tag that fits a configuration space of 256 bytes, which is what GET_CONFIG carries.
 pub const MAX_TAG: usize = 254;
 
+/// Name of the thread that answers the front-end.
+pub const CONTROL: &str = "vhost-user";
+
 /// What the device is made with.
 #[derive(Clone, Debug)]
 pub struct DeviceOptions {
@@ -45,6 +50,19 @@ pub struct DeviceOptions {
     pub max_lock_waiters: usize,
     /// Longest look at the ring before sleeping; zero: none.
     pub poll_max: Duration,
+    /// Called once on each thread that comes near what the guest or the front-end sends, before it does.
+    pub on_thread: fn(Role),
+}
+
+/// What a thread of the device does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Answers the front-end.
+    Control,
+    /// Answers the guest.
+    Queue,
+    /// Does the guest's requests that block.
+    Pool,
 }
 
 impl Default for DeviceOptions {
@@ -57,6 +75,7 @@ impl Default for DeviceOptions {
             max_requests: 4096,
             max_lock_waiters: 1024,
             poll_max: Duration::from_micros(50),
+            on_thread: |_| {},
         }
     }
 }
@@ -95,6 +114,17 @@ impl Backend {
         }
     }
 
+    /// To be called first in whatever the front-end asks for.
+    fn enter_control(&self) {
+        thread_local! {
+            static KNOWN: Cell<bool> = const { Cell::new(false) };
+        }
+        // vhost-user-backend asks the thread that makes the device for some of it, too.
+        if thread::current().name() == Some(CONTROL) && !KNOWN.replace(true) {
+            (self.options.on_thread)(Role::Control);
+        }
+    }
+
     fn with_queue(&self, act: impl FnOnce(&Vring, &Arc<Pool>)) {
         let (vring, pool) = match &lock(&self.queue).0 {
             Some(queue) => (queue.vring.clone(), Arc::clone(&queue.pool)),
@@ -105,12 +135,14 @@ impl Backend {
 
     /// Makes the worker when the queue is first seen.
     fn worker(&self, vring: &Vring) -> Worker {
+        (self.options.on_thread)(Role::Queue);
         let mut known = lock(&self.queue);
         vring.set_most(self.options.max_requests);
         let limits = PoolLimits {
             threads: self.options.io_threads,
             max_threads: self.options.max_io_threads,
             max_waiting: self.options.max_lock_waiters,
+            on_thread: self.options.on_thread,
         };
         let pool = Pool::new(Arc::clone(&self.handler), vring.clone(), limits);
         if let Some(memory) = &known.1 {
@@ -157,6 +189,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn features(&self) -> u64 {
+        self.enter_control();
         1 << VIRTIO_9P_MOUNT_TAG
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -165,6 +198,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.enter_control();
         VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::REPLY_ACK
@@ -206,6 +240,7 @@ impl VhostUserBackend for Backend {
     }
 
     fn update_memory(&self, mem: GuestMemory) -> io::Result<()> {
+        self.enter_control();
         let memory = Arc::new(Memory::new(mem.memory().into_inner()));
         log::debug!("Guest memory: {memory:?}");
         let mut known = lock(&self.queue);

@@ -24,7 +24,7 @@ mod vring;
 
 #[cfg(feature = "fuzzing")]
 pub use backend::Backend;
-pub use backend::{DeviceOptions, MAX_TAG};
+pub use backend::{DeviceOptions, MAX_TAG, Role};
 pub use handler::Handler;
 pub use serve::{Stop, serve};
 /// The listening socket's type, as [`serve`] takes it.

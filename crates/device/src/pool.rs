@@ -10,6 +10,7 @@
 //! was released, or when its time comes. Such requests may have half of what can be in flight and no more: a guest
 //! whose every request waited could not send the one that lets go. Beyond that they are answered as not granted.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use server::{How, Outcome, Scratch};
 
+use crate::backend::Role;
 use crate::handler::Handler;
 use crate::inflight::{Inflight, Waits};
 use crate::job::Job;
@@ -53,6 +55,13 @@ pub struct PoolLimits {
     pub max_threads: usize,
     /// Requests that wait.
     pub max_waiting: usize,
+    /// As [`crate::DeviceOptions::on_thread`].
+    pub on_thread: fn(Role),
+}
+
+thread_local! {
+    /// This is a thread of a pool: what its role entails, threads that it starts inherit.
+    static IN_POOL: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The pool of one connection. Lock order: this state, then the ring.
@@ -154,9 +163,16 @@ impl Pool {
         let Some(pool) = self.myself.upgrade() else {
             return;
         };
+        let inherits = IN_POOL.get();
         let started = thread::Builder::new()
             .name(format!("io-{}", state.threads))
-            .spawn(move || pool.work());
+            .spawn(move || {
+                IN_POOL.set(true);
+                if !inherits {
+                    (pool.limits.on_thread)(Role::Pool);
+                }
+                pool.work();
+            });
         match started {
             Ok(_) => state.threads += 1,
             Err(error) => {

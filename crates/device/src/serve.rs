@@ -11,7 +11,7 @@ use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
-use crate::backend::{Backend, DeviceOptions};
+use crate::backend::{Backend, CONTROL, DeviceOptions};
 use crate::event::wait_for_either;
 use crate::handler::Handler;
 use crate::vring::lock;
@@ -98,7 +98,7 @@ pub fn serve<H: Handler + 'static>(
 /// Serves the front-end that waits in `listener`'s queue until it goes away.
 fn serve_one(listener: &mut Listener, backend: &Arc<Backend>, stop: &Stop) -> Result<(), DaemonError> {
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let mut daemon = VhostUserDaemon::new("vhost-user".to_string(), Arc::clone(backend), memory)?;
+    let mut daemon = VhostUserDaemon::new(CONTROL.to_string(), Arc::clone(backend), memory)?;
     daemon.start(listener)?;
     log::info!("A front-end has connected.");
     stop.set_connection(daemon.shutdown_handle());

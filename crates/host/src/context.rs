@@ -16,6 +16,7 @@ use crate::name::Name;
 use crate::options::{MayHang, ShareOptions};
 use crate::remote::mounted_below;
 use crate::share::Object;
+use crate::surroundings::Surroundings;
 use crate::sys::attr::{Record, Stat, Statx};
 use crate::sys::cred::{CAP_FSETID, Caps};
 use crate::sys::xattr::Target;
@@ -42,7 +43,8 @@ impl Context {
     /// `root` is an `O_PATH` descriptor of the shared directory. Takes CAP_FSETID out of this thread's effective
     /// capabilities (threads made later inherit that), so that the kernel clears set-id bits when anybody writes
     /// to a file, as it does for a user who is not root: the writer may be any user of the guest.
-    pub fn new(root: OwnedFd, proc: ProcFd, options: ShareOptions) -> io::Result<Context> {
+    pub fn new(root: OwnedFd, surroundings: Surroundings, options: ShareOptions) -> io::Result<Context> {
+        let Surroundings { proc, mounts } = surroundings;
         let stat = sys::attr::stat(root.as_fd())?;
         let before = Caps::current()?;
         let fsetid = before.may(CAP_FSETID);
@@ -53,8 +55,6 @@ impl Context {
         let root_key = (stat.dev(), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
-        // Of this thread: "self" is the process's first one, and each may see other mounts.
-        let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
         if options.may_hang == MayHang::Auto
             && proc
                 .path_of(root.as_fd())

@@ -443,17 +443,20 @@ impl ShareMode for MappedXattr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Surroundings;
     use crate::options::{SecurityModel, ShareOptions};
-    use crate::sys::ProcFd;
 
     #[test]
     fn what_is_asked_while_a_symlink_or_device_is_made_is_not_remembered() {
         let dir = tempfile::tempdir().unwrap();
-        let proc = ProcFd::open().unwrap();
+        let surroundings = Surroundings::here().unwrap();
         let root = std::fs::File::open(dir.path()).unwrap();
-        let root = proc.path_of_open(root.as_fd()).unwrap();
+        let root = crate::sys::ProcFd::open()
+            .unwrap()
+            .path_of_open(root.as_fd())
+            .unwrap();
         let options = ShareOptions::new(dir.path(), SecurityModel::MappedXattr);
-        let context = Arc::new(Context::new(root, proc, options).unwrap());
+        let context = Arc::new(Context::new(root, surroundings, options).unwrap());
         let mode = MappedXattr::new(context.clone()).unwrap();
         let root = Object::by_path(context.root(), libc::S_IFDIR);
         let mut stat = sys::attr::stat(root.path).unwrap();

@@ -24,6 +24,12 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(copied.expect("cp").success(), "{} is not copied", from.display());
 }
 
+/// The process that serves of the program that was started as `pid`: the one child that it has.
+pub fn worker(pid: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
 /// A running program; it ends with the value, and a failing test shows its log.
 pub struct Program {
     base: TempDir,
@@ -77,9 +83,14 @@ impl Program {
         self.base.path().join("socket")
     }
 
-    /// Its process.
+    /// The process that was started.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// The process that serves.
+    pub fn worker(&self) -> u32 {
+        worker(self.pid()).expect("there is a worker")
     }
 
     /// What it has written to its log so far.
@@ -95,7 +106,7 @@ impl Program {
 
     /// How many descriptors it has.
     pub fn descriptors(&self) -> usize {
-        let path = format!("/proc/{}/fd", self.pid());
+        let path = format!("/proc/{}/fd", self.worker());
         fs::read_dir(path).expect("procfs").count()
     }
 

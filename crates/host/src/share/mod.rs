@@ -10,6 +10,7 @@ mod nodes;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::attr::Caller;
@@ -24,7 +25,8 @@ use crate::name::Name;
 use crate::options::{CheckAccess, SecurityModel, ShareOptions};
 use crate::passthrough::Passthrough;
 use crate::squash::Squash;
-use crate::sys::{self, ProcFd};
+use crate::surroundings::Surroundings;
+use crate::sys;
 
 use attrs::Told;
 use data::ReadAhead;
@@ -87,6 +89,15 @@ impl Share {
     /// umask to 0 and takes CAP_FSETID out of the calling thread's effective capabilities, so call it before any
     /// other thread is made. Says in the log what the process lacks for the mode.
     pub fn open(options: &ShareOptions) -> Result<Share, String> {
+        Share::open_in(&options.directory, options, Surroundings::here()?)
+    }
+
+    /// As [`Share::open`] for a process that sees the directory as `directory`, having changed its root.
+    pub fn open_in(
+        directory: &Path,
+        options: &ShareOptions,
+        surroundings: Surroundings,
+    ) -> Result<Share, String> {
         options.check()?;
         let shown = options.directory.display();
         let root = std::fs::File::options();
@@ -95,15 +106,13 @@ impl Share {
             let mut root = root;
             root.read(true)
                 .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-                .open(&options.directory)
+                .open(directory)
         };
         let root = root.map_err(|e| match sys::errno(&e) {
             libc::ENOTDIR => format!("{shown} is not a directory"),
             _ => format!("cannot open the shared directory {shown}: {e}"),
         })?;
-        let proc =
-            ProcFd::open().map_err(|e| format!("cannot open /proc/self/fd: {e}; is /proc mounted?"))?;
-        let context = Context::new(root.into(), proc, options.clone())
+        let context = Context::new(root.into(), surroundings, options.clone())
             .map_err(|e| format!("cannot use the shared directory {shown}: {e}"))?;
         let context = Arc::new(context);
         // Modes come complete from the guest, which has applied its own umask.

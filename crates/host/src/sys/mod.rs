@@ -76,6 +76,13 @@ pub fn close(fd: OwnedFd) -> Result<()> {
 #[derive(Debug)]
 pub struct ProcFd(OwnedFd);
 
+impl From<OwnedFd> for ProcFd {
+    /// `fd` is `/proc/self/fd`, opened with `O_PATH`.
+    fn from(fd: OwnedFd) -> ProcFd {
+        ProcFd(fd)
+    }
+}
+
 impl ProcFd {
     /// Opens it; ENOENT when /proc is not mounted.
     pub fn open() -> Result<ProcFd> {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use host::Surroundings;
 use host::mapped_file::MappedFile;
 use host::mapped_xattr::MappedXattr;
 use host::sys::{self, ProcFd, xattr::Target};
@@ -57,12 +58,13 @@ impl Tree {
         sys::attr::umask(0);
         let directory = options.directory.clone();
         let root = std::fs::File::open(&directory).unwrap();
-        let proc = ProcFd::open().unwrap();
-        let root = proc
+        let surroundings = Surroundings::here().unwrap();
+        let root = ProcFd::open()
+            .unwrap()
             .reopen(root.as_fd(), libc::O_PATH | libc::O_DIRECTORY)
             .unwrap();
         let model = options.model;
-        let context = Arc::new(Context::new(root, proc, options).unwrap());
+        let context = Arc::new(Context::new(root, surroundings, options).unwrap());
         let mode: Box<dyn ShareMode> = match model {
             SecurityModel::MappedXattr => Box::new(MappedXattr::new(context.clone()).unwrap()),
             SecurityModel::MappedFile => Box::new(MappedFile::new(context.clone())),

@@ -1,0 +1,68 @@
+//! What a share needs of the host besides its directory: gathered while the process still sees the host's files.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use crate::sys::{ProcFd, path};
+
+/// See the module's text.
+#[derive(Debug)]
+pub struct Surroundings {
+    pub(crate) proc: ProcFd,
+    /// The text of mountinfo, with paths as this process sees them.
+    pub(crate) mounts: String,
+}
+
+impl Surroundings {
+    /// `descriptors` is `/proc/self/fd`, and `mounts` the text of `/proc/self/mountinfo` as the process sees it when it opens
+    /// the share.
+    pub fn new(descriptors: OwnedFd, mounts: String) -> Surroundings {
+        Surroundings {
+            proc: ProcFd::from(descriptors),
+            mounts,
+        }
+    }
+
+    /// Of a process that keeps its root directory.
+    pub fn here() -> Result<Surroundings, String> {
+        Surroundings::across(|| Ok(()))
+    }
+
+    /// Of a process that `changes` its root directory to one without /proc.
+    pub fn across(changes: impl FnOnce() -> Result<(), String>) -> Result<Surroundings, String> {
+        let proc =
+            ProcFd::open().map_err(|e| format!("cannot open /proc/self/fd: {e}; is /proc mounted?"))?;
+        let mounts = MountList::prepare();
+        changes()?;
+        Ok(Surroundings {
+            proc,
+            mounts: mounts.read(),
+        })
+    }
+}
+
+/// A way to read mountinfo after a change of root to a directory without /proc: the kernel lists what is below the root
+/// directory that the reader has when it opens the file.
+#[derive(Debug)]
+pub struct MountList(Option<OwnedFd>);
+
+impl MountList {
+    /// To be called while /proc is there.
+    pub fn prepare() -> MountList {
+        MountList(path::open_at(None, c"/proc", libc::O_PATH | libc::O_DIRECTORY, 0).ok())
+    }
+
+    /// The text. Empty where it cannot be read: then a network file system below the directory is noticed when one of its
+    /// objects is.
+    pub fn read(self) -> String {
+        let mut text = String::new();
+        // Of this thread: "self" is the process's first one, and each may see other mounts.
+        let name = c"thread-self/mountinfo";
+        let open = |proc: OwnedFd| path::open_at(Some(proc.as_fd()), name, libc::O_RDONLY, 0).ok();
+        if let Some(file) = self.0.and_then(open) {
+            let _ = File::from(file).read_to_string(&mut text);
+        }
+        text
+    }
+}

@@ -1,0 +1,119 @@
+//! The second wall: what a program that a guest has taken over could do. The first is that none can; it is in every
+//! other file.
+//!
+//! The program forks before it opens the share. The outer process (`outer`) makes the socket, waits, forwards signals and
+//! gives the exit status; it reads nothing that a guest or a front-end has written. The worker serves. It is made in
+//! namespaces of its own (`process`), has the share as its root directory (`root`) and the capabilities that the share
+//! mode needs (`privileges`), and can make the system calls that it makes (`seccomp`).
+
+mod outer;
+pub mod privileges;
+mod process;
+mod root;
+pub mod seccomp;
+
+use std::path::Path;
+
+use caps::{CapSet, Capability};
+use host::{ShareOptions, Surroundings};
+
+pub use outer::{Answer, Outer, Start, Worker, start};
+
+/// How much of the host the worker sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Namespaces of its own, and nothing but the share in them.
+    Namespace,
+    /// The share as its root directory.
+    Chroot,
+    /// The host's files, where Landlock is missing; else only the share's can be opened, made and removed.
+    Landlock,
+    /// The host's files.
+    None,
+}
+
+impl Level {
+    /// As `--sandbox` has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Namespace => "namespace",
+            Level::Chroot => "chroot",
+            Level::Landlock => "landlock",
+            Level::None => "none",
+        }
+    }
+
+    /// In a sentence about the sandbox.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Level::Namespace => "namespaces",
+            Level::Chroot => "chroot",
+            Level::Landlock => "Landlock",
+            Level::None => "no sandbox",
+        }
+    }
+}
+
+/// What is tried, in this order.
+pub fn levels(asked: Option<Level>) -> Vec<Level> {
+    match asked {
+        Some(level) => vec![level],
+        None => vec![Level::Namespace, Level::Chroot, Level::Landlock],
+    }
+}
+
+fn has(capability: Capability) -> bool {
+    caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
+}
+
+/// The namespaces that a worker of this level is made in, `CLONE_NEW*`; why it cannot be had, if that is known already.
+fn namespaces(level: Level, share: &ShareOptions) -> Result<i32, String> {
+    match level {
+        Level::Namespace => {}
+        Level::Chroot if !has(Capability::CAP_SYS_CHROOT) => {
+            return Err("it needs CAP_SYS_CHROOT".to_string());
+        }
+        Level::Chroot | Level::Landlock | Level::None => return Ok(0),
+    }
+    let flags =
+        libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWPID;
+    if has(Capability::CAP_SYS_ADMIN) {
+        return Ok(flags);
+    }
+    // In a user namespace of its own the worker would have no right over other users' files.
+    let wanted = privileges::wanted(share);
+    if let Some(lost) = wanted.into_iter().find(|&capability| has(capability)) {
+        return Err(format!(
+            "it needs CAP_SYS_ADMIN, or a process without any capability: this one has {lost}"
+        ));
+    }
+    Ok(flags | libc::CLONE_NEWUSER)
+}
+
+/// Confines this process, the worker, to `level`; gives what the share is to be opened with, and the share's directory as
+/// this process sees it now.
+fn confine(
+    level: Level,
+    namespaces: i32,
+    ids: (u32, u32),
+    share: &ShareOptions,
+) -> Result<(Surroundings, &Path), String> {
+    let root = Path::new("/");
+    match level {
+        Level::Namespace => {
+            if namespaces & libc::CLONE_NEWUSER != 0 {
+                root::keep_ids(ids.0, ids.1)?;
+            }
+            Ok((root::pivot(&share.directory, share.readonly)?, root))
+        }
+        Level::Chroot => Ok((root::change_root(&share.directory)?, root)),
+        Level::Landlock => {
+            let surroundings = Surroundings::here()?;
+            if !root::landlock(&share.directory)? {
+                log::warn!("The kernel has no Landlock: the worker can open what its user can.");
+            }
+            Ok((surroundings, &share.directory))
+        }
+        Level::None => Ok((Surroundings::here()?, &share.directory)),
+    }
+}
