@@ -196,7 +196,7 @@ fn serve(
         ..config.limits
     };
     let device = DeviceOptions {
-        on_thread: seccomp::filter_thread,
+        on_thread: sandbox::enter_thread,
         ..config.device.clone()
     };
     device::serve(

@@ -9,7 +9,7 @@ use device::Stop;
 use nix::sys::signal::{SigSet, Signal};
 
 use crate::logger;
-use crate::sandbox::seccomp::filter_helper;
+use crate::sandbox::enter_helper;
 
 /// What a request that hangs on the host may delay the end.
 const PATIENCE: Duration = Duration::from_millis(600);
@@ -36,7 +36,7 @@ pub fn of_outer() -> SigSet {
 /// ends it.
 pub fn watch(signals: SigSet, stop: Arc<Stop>) -> std::io::Result<()> {
     let wait = move || {
-        filter_helper();
+        enter_helper("signals");
         let signal = loop {
             if let Ok(signal) = signals.wait() {
                 break signal;

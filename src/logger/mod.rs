@@ -18,7 +18,7 @@ use std::sync::{LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sandbox::seccomp::filter_helper;
+use crate::sandbox::enter_helper;
 use env_filter::Filter;
 use jiff::Timestamp;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -205,7 +205,7 @@ pub fn start_writer() -> io::Result<()> {
     };
     let tick = || LOGGER.get().and_then(|logger| logger.tell_missed(false));
     let work = move || {
-        filter_helper();
+        enter_helper("log");
         OUTPUT.run(notice, tick)
     };
     OUTPUT.set_started(true);

@@ -8,6 +8,8 @@
 
 mod outer;
 pub mod privileges;
+#[cfg(debug_assertions)]
+mod probe;
 mod process;
 mod root;
 pub mod seccomp;
@@ -15,6 +17,7 @@ pub mod seccomp;
 use std::path::Path;
 
 use caps::{CapSet, Capability};
+use device::Role;
 use host::{ShareOptions, Surroundings};
 
 pub use outer::{Answer, Outer, Start, Worker, start};
@@ -62,6 +65,21 @@ pub fn levels(asked: Option<Level>) -> Vec<Level> {
     }
 }
 
+/// To be called first on each thread that the device makes.
+pub fn enter_thread(role: Role) {
+    seccomp::filter_thread(role);
+    #[cfg(debug_assertions)]
+    probe::role(role);
+}
+
+/// To be called first on the threads that wait for signals and write the log, by their names.
+pub fn enter_helper(name: &str) {
+    seccomp::filter_helper();
+    #[cfg(debug_assertions)]
+    probe::helper(name);
+    let _ = name;
+}
+
 fn has(capability: Capability) -> bool {
     caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
 }
@@ -98,6 +116,8 @@ fn confine(
     ids: (u32, u32),
     share: &ShareOptions,
 ) -> Result<(Surroundings, &Path), String> {
+    #[cfg(debug_assertions)]
+    probe::prepare();
     let root = Path::new("/");
     match level {
         Level::Namespace => {
