@@ -165,6 +165,9 @@ fn serve(
     descriptors: u64,
 ) -> Result<u8, Failure> {
     limits::grow_table(descriptors);
+    device::end_when_memory_is_lost().map_err(|error| {
+        Failure::Environment(format!("The loss of guest memory cannot be waited for: {error}."))
+    })?;
     let Some((surroundings, directory)) = worker.confine(&config.share) else {
         return Ok(1);
     };

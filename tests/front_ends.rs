@@ -145,6 +145,85 @@ fn a_signal_ends_it_in_the_middle_of_work() {
 }
 
 #[test]
+fn guest_memory_that_is_shortened_ends_it_with_a_word_and_without_a_socket() {
+    let mut program = start();
+    let mut machine = boot(&program, Vmm::CloudHypervisor);
+    let gpa = 1 << 36;
+    let region = machine.frontend.add_region(gpa, 1 << 20).expect("add");
+    region.file().set_len(0).expect("truncate");
+    // The message itself is where there is none any more.
+    let piece = |gpa, len| testkit::Piece { gpa, len };
+    let ring = machine.ring();
+    ring.submit(&[piece(gpa, 19)], &[piece(0x1000, 160)])
+        .expect("room");
+    assert_eq!(program.ended().code(), Some(3));
+    assert!(!program.socket().exists());
+    let log = program.log();
+    assert!(log.contains("Guest memory is gone (SIGBUS)"), "{log}");
+}
+
+#[test]
+fn a_front_end_that_waits_for_another_is_told_of() {
+    let program = start();
+    let first = boot(&program, Vmm::CloudHypervisor);
+    let memory = GuestMemory::new(&[(0, 1 << 20)]).expect("memory");
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| testkit::Frontend::connect(&program.socket(), Vmm::Qemu, &memory));
+        let end = std::time::Instant::now() + testkit::vhost_user::PATIENCE;
+        while !program.log().contains("Another front-end waits on the socket") {
+            assert!(std::time::Instant::now() < end, "{}", program.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        drop(first);
+        assert!(second.join().expect("no panic").is_ok());
+    });
+}
+
+#[test]
+fn a_front_end_that_cannot_work_is_told_what_it_lacks() {
+    use testkit::vhost_user::{Body, Code, Socket};
+    let program = start();
+    let memory = GuestMemory::new(&[(0, 1 << 20)]).expect("memory");
+    let said = |what: &str| {
+        let end = std::time::Instant::now() + testkit::vhost_user::PATIENCE;
+        while !program.log().contains(what) {
+            assert!(std::time::Instant::now() < end, "{what}: {}", program.log());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    // A machine whose memory is not shared has no region to send.
+    let frontend = testkit::Frontend::connect(&program.socket(), Vmm::Qemu, &memory).expect("connect");
+    let body = Body::new()
+        .u32(0)
+        .u32(0)
+        .u64(0x1000)
+        .u64(0x3000)
+        .u64(0x2000)
+        .u64(0);
+    let told = frontend.socket().tell(Code::SetVringAddr, body, &[], true);
+    assert!(told.is_err());
+    said("share=on");
+    drop(frontend);
+    // QEMU without config_size takes no CONFIG, and must not be offered a tag that nobody can read.
+    let socket = Socket::connect(&program.socket()).expect("connect");
+    let offered = socket
+        .ask_u64(Code::GetProtocolFeatures, false)
+        .expect("protocol features");
+    let without = offered & !testkit::vhost_user::protocol::CONFIG;
+    assert_ne!(without, offered);
+    let body = Body::new().u64(without);
+    socket
+        .tell(Code::SetProtocolFeatures, body, &[], false)
+        .expect("sent");
+    socket
+        .tell(Code::SetOwner, Body::new(), &[], false)
+        .expect("sent");
+    let features = socket.ask_u64(Code::GetFeatures, false).expect("features");
+    assert_eq!(features & testkit::frontend::MOUNT_TAG, 0);
+    said("config_size=256");
+}
+
+#[test]
 fn nonsense_on_the_socket_does_not_end_it() {
     let program = start();
     let memory = GuestMemory::new(&[(0, 1 << 20)]).expect("memory");

@@ -257,7 +257,7 @@ mod tests {
             "vhost_user_9p_more",
             "host::give_up::more",
             "host",
-            "vhost_user_backend::handler",
+            "vhost::vhost_user",
         ] {
             assert!(!UNLIMITED.contains(&module(target)), "{target}");
         }

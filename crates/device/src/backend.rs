@@ -1,38 +1,43 @@
-//! The device as vhost-user-backend wants it.
+//! The device as the vhost crate wants it: one method for each message of the front-end.
+//!
+//! The crate reads and checks the messages' form; what they mean is here. An error ends the connection (and, with REPLY_ACK,
+//! tells the front-end), so each says what is wrong in words for the log.
 
-use std::cell::Cell;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use std::sync::Arc;
 use std::time::Duration;
 
-use vhost::vhost_user::message::VhostUserProtocolFeatures;
-use vhost_user_backend::VhostUserBackend;
+use vhost::VhostUserMemoryRegionBase;
+use vhost::vhost_user::message::{
+    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserSharedMsg,
+    VhostUserSingleMemoryRegion, VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+};
+use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use vm_memory::GuestAddressSpace;
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier};
 
+use crate::event::EventFile;
 use crate::handler::Handler;
-use crate::memory::Memory;
+use crate::memory::{Memory, Region};
 use crate::pool::{Pool, PoolLimits};
 use crate::queue::Worker;
-use crate::vring::{GuestMemory, Vring, lock};
+use crate::vring::Vring;
 
 /// virtio 1.2 has no 9P chapter; Linux and QEMU agree on bit 0: the configuration space has a tag.
-const VIRTIO_9P_MOUNT_TAG: u32 = 0;
-/// VHOST_USER_F_PROTOCOL_FEATURES.
-const PROTOCOL_FEATURES: u64 = 1 << 30;
+const MOUNT_TAG: u64 = 1 << 0;
+const FEATURES: u64 = MOUNT_TAG
+    | 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 /// What virtio allows (2.7); the front-end chooses, no memory depends on it.
-const MAX_QUEUE_SIZE: usize = 32768;
+const MAX_QUEUE_SIZE: u32 = 32768;
+/// Most regions of guest memory, as many as vhost in the kernel takes.
+const MAX_REGIONS: usize = 509;
 /// Longest tag that fits a configuration space of 256 bytes, which is what GET_CONFIG carries.
 pub const MAX_TAG: usize = 254;
-
-/// Name of the thread that answers the front-end.
-pub const CONTROL: &str = "vhost-user";
 
 /// What the device is made with.
 #[derive(Clone, Debug)]
@@ -54,10 +59,10 @@ pub struct DeviceOptions {
     pub on_thread: fn(Role),
 }
 
-/// What a thread of the device does.
+/// What a thread of the device does. What one may do, those that are started by it may do at the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Answers the front-end.
+    /// Answers the front-end, and starts the others.
     Control,
     /// Answers the guest.
     Queue,
@@ -80,157 +85,367 @@ impl Default for DeviceOptions {
     }
 }
 
-/// What exists once the queue has been seen.
-struct Queue {
-    vring: Vring,
-    pool: Arc<Pool>,
-}
-
 /// One connection's device.
 pub struct Backend {
     handler: Arc<dyn Handler>,
-    options: DeviceOptions,
     config: Vec<u8>,
-    /// The queue, told of memory changes from its first event on; and the memory until then.
-    queue: Mutex<(Option<Queue>, Option<Arc<Memory>>)>,
-    worker: Mutex<Option<Worker>>,
-    exit: AtomicI32,
+    vring: Vring,
+    pool: Arc<Pool>,
+    regions: Vec<Arc<Region>>,
+    owned: bool,
+    acked: u64,
+    /// Nothing until SET_PROTOCOL_FEATURES has come.
+    protocol: Option<VhostUserProtocolFeatures>,
+    /// Whether nobody waits for an answer any more.
+    given_up: Box<dyn Fn() -> bool + Send>,
+}
+
+fn refused(why: impl Into<String>) -> Error {
+    Error::ReqHandlerError(io::Error::other(why.into()))
+}
+
+/// Of a message whose feature is not offered.
+fn unsupported<T>() -> Result<T> {
+    Err(Error::InvalidOperation("not supported"))
 }
 
 impl Backend {
-    /// A device that answers with `handler`.
-    pub fn new(handler: Arc<dyn Handler>, options: DeviceOptions) -> Backend {
+    /// A device that answers with `handler`, and the state of its queue thread. Waits for requests at work on the host
+    /// only for as long as `given_up` is false. Fails when no descriptor is left.
+    pub fn new(
+        handler: Arc<dyn Handler>,
+        options: &DeviceOptions,
+        given_up: impl Fn() -> bool + Send + 'static,
+    ) -> io::Result<(Backend, Worker)> {
         let tag = &options.tag[..options.tag.len().min(MAX_TAG)];
         // struct virtio_9p_config: tag_len, tag (no NUL).
         let mut config = (tag.len() as u16).to_le_bytes().to_vec();
         config.extend(tag);
-        Backend {
+        let vring = Vring::new()?;
+        vring.set_most(options.max_requests);
+        let limits = PoolLimits {
+            threads: options.io_threads,
+            max_threads: options.max_io_threads,
+            max_waiting: options.max_lock_waiters,
+            on_thread: options.on_thread,
+        };
+        let pool = Pool::new(Arc::clone(&handler), vring.clone(), limits);
+        let worker = Worker::new(
+            Arc::clone(&handler),
+            Arc::clone(&pool),
+            vring.clone(),
+            options.poll_max,
+        );
+        let backend = Backend {
             handler,
             config,
-            options,
-            queue: Mutex::default(),
-            worker: Mutex::default(),
-            exit: AtomicI32::new(-1),
-        }
-    }
-
-    /// To be called first in whatever the front-end asks for.
-    fn enter_control(&self) {
-        thread_local! {
-            static KNOWN: Cell<bool> = const { Cell::new(false) };
-        }
-        // vhost-user-backend asks the thread that makes the device for some of it, too.
-        if thread::current().name() == Some(CONTROL) && !KNOWN.replace(true) {
-            (self.options.on_thread)(Role::Control);
-        }
-    }
-
-    fn with_queue(&self, act: impl FnOnce(&Vring, &Arc<Pool>)) {
-        let (vring, pool) = match &lock(&self.queue).0 {
-            Some(queue) => (queue.vring.clone(), Arc::clone(&queue.pool)),
-            None => return,
-        };
-        act(&vring, &pool);
-    }
-
-    /// Makes the worker when the queue is first seen.
-    fn worker(&self, vring: &Vring) -> Worker {
-        (self.options.on_thread)(Role::Queue);
-        let mut known = lock(&self.queue);
-        vring.set_most(self.options.max_requests);
-        let limits = PoolLimits {
-            threads: self.options.io_threads,
-            max_threads: self.options.max_io_threads,
-            max_waiting: self.options.max_lock_waiters,
-            on_thread: self.options.on_thread,
-        };
-        let pool = Pool::new(Arc::clone(&self.handler), vring.clone(), limits);
-        if let Some(memory) = &known.1 {
-            vring.set_memory(Arc::clone(memory));
-        }
-        known.0 = Some(Queue {
-            vring: vring.clone(),
-            pool: Arc::clone(&pool),
-        });
-        Worker::new(
-            Arc::clone(&self.handler),
+            vring,
             pool,
-            vring.clone(),
-            self.options.poll_max,
-        )
+            regions: Vec::new(),
+            owned: false,
+            acked: 0,
+            protocol: None,
+            given_up: Box::new(given_up),
+        };
+        Ok((backend, worker))
+    }
+
+    /// The queue.
+    pub fn vring(&self) -> &Vring {
+        &self.vring
     }
 
     /// The connection is gone: nothing is taken or pushed any more, threads end.
     pub fn close(&self) {
-        self.with_queue(|vring, pool| {
-            vring.close();
-            pool.stop();
-        });
+        self.vring.close();
+        self.pool.stop();
     }
 
-    /// The descriptor of the exit event, which vhost-user-backend lets go of without closing it. To be closed once
-    /// its thread has ended.
-    pub fn take_exit_descriptor(&self) -> Option<RawFd> {
-        let exit = self.exit.swap(-1, Ordering::Relaxed);
-        (exit >= 0).then_some(exit)
-    }
-}
-
-impl VhostUserBackend for Backend {
-    type Bitmap = ();
-    type Vring = Vring;
-
-    fn num_queues(&self) -> usize {
-        1
+    fn quiesce(&self) -> Result<()> {
+        match self.pool.quiesce(&self.given_up) {
+            true => Ok(()),
+            false => Err(Error::Disconnected),
+        }
     }
 
-    fn max_queue_size(&self) -> usize {
-        MAX_QUEUE_SIZE
-    }
-
-    fn features(&self) -> u64 {
-        self.enter_control();
-        1 << VIRTIO_9P_MOUNT_TAG
-            | 1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_RING_F_EVENT_IDX
-            | PROTOCOL_FEATURES
-    }
-
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        self.enter_control();
-        VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::RESET_DEVICE
-    }
-
-    fn set_event_idx(&self, _enabled: bool) {
-        // The queue is told by vhost-user-backend itself.
-    }
-
-    fn reset_device(&self) {
-        self.with_queue(|_, pool| pool.reset());
+    /// Stops all that moves and forgets what the guest had.
+    fn reset(&mut self) -> Result<()> {
+        self.vring.set_enabled(false);
+        self.quiesce()?;
+        self.pool.reset();
         self.handler.reset();
+        self.acked = 0;
+        Ok(())
     }
 
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        // Exactly `size` bytes: front-ends wait for the rest of a shorter answer, or give up. The message itself
-        // carries at most 4 KiB, which the crate has checked.
+    fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol.is_none_or(|protocol| protocol.contains(feature))
+    }
+
+    /// Guest memory is these mappings from now on.
+    #[cfg(feature = "fuzzing")]
+    pub fn set_mappings(&mut self, mappings: Vec<vm_memory::GuestRegionMmap>) -> Result<()> {
+        let region = |mapping| Arc::new(Region::new(Arc::new(mapping), 0));
+        self.set_regions(mappings.into_iter().map(region).collect())
+    }
+
+    fn set_regions(&mut self, regions: Vec<Arc<Region>>) -> Result<()> {
+        let memory = Memory::new(regions.clone()).map_err(Error::ReqHandlerError)?;
+        log::debug!("Guest memory: {memory:?}");
+        self.regions = regions;
+        self.vring.set_memory(Some(Arc::new(memory)));
+        Ok(())
+    }
+
+    /// Exactly `size` bytes: front-ends wait for the rest of a shorter answer, or give up. The message itself carries at
+    /// most 4 KiB, which the crate has checked.
+    fn config_space(&self, offset: u32, size: u32) -> Vec<u8> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
-        let mut answer: Vec<u8> = self
-            .config
-            .iter()
-            .copied()
-            .skip(offset)
-            .take(size as usize)
-            .collect();
-        answer.resize(size as usize, 0);
+        let (from, size) = (self.config.iter().skip(offset), size as usize);
+        let mut answer: Vec<u8> = from.copied().take(size).collect();
+        answer.resize(size, 0);
         answer
     }
 
-    fn set_config(&self, offset: u32, buf: &[u8]) -> io::Result<()> {
+    fn guest_address(&self, user: u64) -> Result<u64> {
+        let found = self.regions.iter().find_map(|region| region.guest_address(user));
+        found.ok_or_else(|| {
+            refused(match self.regions.is_empty() {
+                true => {
+                    "the queue is set up before any guest memory is shared; give the machine shared memory (QEMU: \
+                     -object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem; \
+                     cloud-hypervisor: --memory shared=on)"
+                }
+                false => "the queue is not in guest memory",
+            })
+        })
+    }
+}
+
+/// There is one queue.
+fn check_queue(index: impl Into<u32>) -> Result<()> {
+    match index.into() {
+        0 => Ok(()),
+        index => Err(refused(format!("there is no queue {index}, only queue 0"))),
+    }
+}
+
+fn event(what: &str, file: Option<File>) -> Result<Option<EventFile>> {
+    let file = file.map(EventFile::new).transpose();
+    file.map_err(|error| refused(format!("the {what} descriptor cannot be used: {error}")))
+}
+
+impl VhostUserBackendReqHandlerMut for Backend {
+    fn set_owner(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.owned, true) {
+            // QEMU, when a device was unplugged and another is plugged in on the same connection.
+            log::info!("The front-end begins a new session on its connection.");
+            self.vring.set_ready(false);
+            self.reset()?;
+            self.vring.reset();
+            self.regions.clear();
+        }
+        Ok(())
+    }
+
+    fn reset_owner(&mut self) -> Result<()> {
+        // Deprecated; to be ignored, or used to disable all rings.
+        self.vring.set_enabled(false);
+        self.quiesce()
+    }
+
+    fn reset_device(&mut self) -> Result<()> {
+        self.reset()
+    }
+
+    fn get_features(&mut self) -> Result<u64> {
+        if self.has(VhostUserProtocolFeatures::CONFIG) {
+            return Ok(FEATURES);
+        }
+        // Linux reads the tag where nothing answers, and crashes on what it gets.
+        log::warn!(
+            "The front-end has no configuration space for the device, so the guest cannot read the mount tag and finds \
+             no share; with QEMU, add config_size=256 to the device's options."
+        );
+        Ok(FEATURES & !MOUNT_TAG)
+    }
+
+    fn set_features(&mut self, features: u64) -> Result<()> {
+        let unknown = features & !FEATURES;
+        if unknown != 0 {
+            return Err(refused(format!(
+                "it takes features that are not offered ({unknown:#x})"
+            )));
+        }
+        self.acked = features;
+        self.vring
+            .set_event_idx(features & 1 << VIRTIO_RING_F_EVENT_IDX != 0);
+        // "Ring states": without protocol features there is no SET_VRING_ENABLE.
+        if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
+            self.vring.set_enabled(true);
+        }
+        Ok(())
+    }
+
+    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
+        Ok(VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE)
+    }
+
+    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
+        self.protocol = Some(VhostUserProtocolFeatures::from_bits_truncate(features));
+        Ok(())
+    }
+
+    fn get_queue_num(&mut self) -> Result<u64> {
+        Ok(1)
+    }
+
+    fn get_max_mem_slots(&mut self) -> Result<u64> {
+        Ok(MAX_REGIONS as u64)
+    }
+
+    fn set_mem_table(
+        &mut self,
+        table: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
+        let map = |(region, file)| Region::map(region, file).map(Arc::new);
+        let regions: io::Result<Vec<_>> = table.iter().zip(files).map(map).collect();
+        self.set_regions(regions.map_err(Error::ReqHandlerError)?)?;
+        Ok(None)
+    }
+
+    fn add_mem_region(
+        &mut self,
+        region: &VhostUserSingleMemoryRegion,
+        file: File,
+        _postcopy: Option<bool>,
+    ) -> Result<Option<VhostUserMemoryRegionBase>> {
+        if self.regions.len() >= MAX_REGIONS {
+            return Err(refused(format!(
+                "there are {MAX_REGIONS} regions of guest memory, and there may be no more"
+            )));
+        }
+        let region = Region::map(region, file).map_err(Error::ReqHandlerError)?;
+        let mut regions = self.regions.clone();
+        regions.push(Arc::new(region));
+        self.set_regions(regions)?;
+        Ok(None)
+    }
+
+    fn remove_mem_region(&mut self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
+        let (start, len) = (region.guest_phys_addr, region.memory_size);
+        let mut regions = self.regions.clone();
+        regions.retain(|there| (there.start(), there.len()) != (start, len));
+        if regions.len() == self.regions.len() {
+            return Err(refused(format!(
+                "there is no region of {len} bytes of guest memory at {start:#x}"
+            )));
+        }
+        self.set_regions(regions)
+    }
+
+    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+        check_queue(index)?;
+        match u16::try_from(num) {
+            Ok(size) if (1..=MAX_QUEUE_SIZE).contains(&num) => {
+                if !size.is_power_of_two() {
+                    log::error!("The front-end asks for {num} queue entries, which is not a power of two.");
+                }
+                self.vring.set_size(size);
+                Ok(())
+            }
+            _ => Err(refused(format!(
+                "it asks for {num} queue entries; there may be 1 to {MAX_QUEUE_SIZE}"
+            ))),
+        }
+    }
+
+    fn set_vring_addr(
+        &mut self,
+        index: u32,
+        _flags: VhostUserVringAddrFlags,
+        descriptor: u64,
+        used: u64,
+        available: u64,
+        _log: u64,
+    ) -> Result<()> {
+        check_queue(index)?;
+        let descriptors = self.guest_address(descriptor)?;
+        let avail = self.guest_address(available)?;
+        let used = self.guest_address(used)?;
+        self.vring.set_addresses(descriptors, avail, used);
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
+        check_queue(index)?;
+        self.vring.set_next_avail(base as u16);
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+        check_queue(index)?;
+        self.vring.set_ready(false);
+        if !self.pool.drain(&self.given_up) {
+            return Err(Error::Disconnected);
+        }
+        let next = self.vring.next_avail();
+        self.vring.set_kick(None);
+        self.vring.set_call(None);
+        Ok(VhostUserVringState::new(index, u32::from(next)))
+    }
+
+    fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        check_queue(index)?;
+        match event("kick", file)? {
+            Some(kick) => {
+                self.vring.set_kick(Some(kick));
+                self.vring.set_ready(true);
+            }
+            None => {
+                log::warn!(
+                    "The front-end has no kick descriptor and wants the queue polled, which is not done."
+                );
+                self.vring.set_kick(None);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_vring_call(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        check_queue(index)?;
+        // The front-end may throw the old one away as soon as this is answered.
+        match self.vring.set_call(event("call", file)?) {
+            Some(old) if !self.vring.wait_told(&old, &self.given_up) => Err(Error::Disconnected),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_vring_err(&mut self, index: u8, _file: Option<File>) -> Result<()> {
+        // Nothing is ever told by it.
+        check_queue(index)
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        check_queue(index)?;
+        self.vring.set_enabled(enable);
+        match enable {
+            true => Ok(()),
+            false => self.quiesce(),
+        }
+    }
+
+    fn get_config(&mut self, offset: u32, size: u32, _flags: VhostUserConfigFlags) -> Result<Vec<u8>> {
+        Ok(self.config_space(offset, size))
+    }
+
+    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
         // An error would end the connection.
         log::debug!(
             "The guest writes {} bytes at {offset} of a read-only configuration; ignored.",
@@ -239,50 +454,41 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    fn update_memory(&self, mem: GuestMemory) -> io::Result<()> {
-        self.enter_control();
-        let memory = Arc::new(Memory::new(mem.memory().into_inner()));
-        log::debug!("Guest memory: {memory:?}");
-        let mut known = lock(&self.queue);
-        if let Some(queue) = &known.0 {
-            queue.vring.set_memory(Arc::clone(&memory));
-        }
-        known.1 = Some(memory);
-        Ok(())
+    fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
+        unsupported()
     }
 
-    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        match new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC) {
-            Ok((consumer, notifier)) => {
-                self.exit.store(consumer.as_raw_fd(), Ordering::Relaxed);
-                Some((consumer, notifier))
-            }
-            Err(error) => {
-                log::error!("Cannot make an eventfd: {error}");
-                None
-            }
-        }
+    fn get_shared_object(&mut self, _: VhostUserSharedMsg) -> Result<File> {
+        unsupported()
     }
 
-    fn stop_vring(&self, _queue_index: u32) -> io::Result<()> {
-        self.with_queue(|_, pool| pool.drain());
-        Ok(())
+    fn get_inflight_fd(&mut self, _: &VhostUserInflight) -> Result<(VhostUserInflight, File)> {
+        unsupported()
     }
 
-    fn handle_event(
-        &self,
-        device_event: u16,
-        _evset: EventSet,
-        vrings: &[Vring],
-        _thread_id: usize,
-    ) -> io::Result<()> {
-        // An error would end the queue's thread for good, so there is none.
-        if let (0, Some(vring)) = (device_event, vrings.first()) {
-            lock(&self.worker)
-                .get_or_insert_with(|| self.worker(vring))
-                .serve();
-        }
-        Ok(())
+    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<()> {
+        unsupported()
+    }
+
+    fn set_device_state_fd(
+        &mut self,
+        _: VhostTransferStateDirection,
+        _: VhostTransferStatePhase,
+        _: File,
+    ) -> Result<Option<File>> {
+        unsupported()
+    }
+
+    fn check_device_state(&mut self) -> Result<()> {
+        unsupported()
+    }
+
+    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
+        unsupported()
+    }
+
+    fn set_log_base(&mut self, _: &VhostUserLog, _: File) -> Result<()> {
+        unsupported()
     }
 }
 
@@ -307,25 +513,24 @@ mod tests {
             tag: tag.to_vec(),
             ..DeviceOptions::default()
         };
-        Backend::new(Arc::new(Nobody), options)
+        Backend::new(Arc::new(Nobody), &options, || false).unwrap().0
     }
 
     #[test]
     fn the_configuration_is_as_long_as_asked_for() {
         let backend = backend(b"hostshare");
-        assert_eq!(backend.get_config(0, 256).len(), 256);
-        assert_eq!(&backend.get_config(0, 12), b"\x09\0hostshare\0".as_slice());
-        assert_eq!(backend.get_config(2, 4), b"host");
-        assert_eq!(backend.get_config(1000, 4), [0; 4]);
-        assert_eq!(backend.get_config(u32::MAX, 1), [0]);
-        assert!(backend.get_config(0, 0).is_empty());
-        assert!(backend.set_config(0, b"x").is_ok());
+        assert_eq!(backend.config_space(0, 256).len(), 256);
+        assert_eq!(&backend.config_space(0, 12), b"\x09\0hostshare\0".as_slice());
+        assert_eq!(backend.config_space(2, 4), b"host");
+        assert_eq!(backend.config_space(1000, 4), [0; 4]);
+        assert_eq!(backend.config_space(u32::MAX, 1), [0]);
+        assert!(backend.config_space(0, 0).is_empty());
     }
 
     #[test]
     fn the_longest_tag_fills_the_space() {
         let backend = backend(&[b'x'; MAX_TAG]);
-        let config = backend.get_config(0, 256);
+        let config = backend.config_space(0, 256);
         assert_eq!(config[..3], [254, 0, b'x']);
         assert_eq!(config[255], b'x');
     }

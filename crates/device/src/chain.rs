@@ -203,16 +203,60 @@ impl Walk<'_> {
     }
 }
 
-/// Walks the chain that begins at descriptor `head` of `ring`; puts what the device may read and what it may write
-/// into the two lists (emptied first), pieces that follow each other in this process merged.
-pub fn walk(
-    ring: &RingView,
-    head: u16,
-    readable: &mut Vec<IoVec>,
-    writable: &mut Vec<IoVec>,
-) -> Result<(), ChainError> {
+/// The two byte streams of a chain: what the device may read and what it may write, pieces that follow each other in
+/// this process merged.
+#[derive(Debug, Default)]
+pub struct Streams {
+    readable: Vec<IoVec>,
+    writable: Vec<IoVec>,
+    /// Of which memory the pieces are, by [`Memory::id`].
+    memory: u64,
+}
+
+impl Streams {
+    /// What the device may read; once [`Streams::cut`], with the piece that it gave shortened.
+    pub fn readable(&self) -> &[IoVec] {
+        &self.readable
+    }
+
+    /// What it may write.
+    pub fn writable(&self) -> &[IoVec] {
+        &self.writable
+    }
+
+    /// Copies from the readable stream, from its byte `offset` on; nothing when `ring` is not in the memory that the
+    /// chain was walked in.
+    #[inline]
+    pub fn copy(&self, ring: &RingView, offset: usize, into: &mut [u8]) {
+        if ring.memory().id() == self.memory {
+            // SAFETY: `walk` took the pieces from that memory, which the ring keeps mapped.
+            unsafe { IoVec::read(&self.readable, offset, into) };
+        }
+    }
+
+    /// Takes `skip` bytes off the readable stream; gives the index of the piece with which it begins from then on.
+    pub fn cut(&mut self, mut skip: usize) -> usize {
+        for (index, piece) in self.readable.iter_mut().enumerate() {
+            if skip < piece.len() {
+                *piece = piece.part(skip, piece.len());
+                return index;
+            }
+            skip -= piece.len();
+        }
+        self.readable.len()
+    }
+}
+
+/// Walks the chain that begins at descriptor `head` of `ring`, into `streams`.
+pub fn walk(ring: &RingView, head: u16, streams: &mut Streams) -> Result<(), ChainError> {
+    let Streams {
+        readable,
+        writable,
+        memory,
+    } = streams;
     readable.clear();
     writable.clear();
+    *memory = ring.memory().id();
     let mut walk = Walk {
         memory: ring.memory(),
         readable,
@@ -325,14 +369,6 @@ fn prefetch_line_for_write(_: *const u8) {}
 #[inline]
 fn prefetch_line(_: *const u8) {}
 
-/// Copies from the stream `pieces`, which [`walk`] has just given for a ring view that is still there, from its byte
-/// `offset` on.
-#[inline]
-pub fn copy(pieces: &[IoVec], offset: usize, into: &mut [u8]) {
-    // SAFETY: `walk` gives mapped guest memory only, and the ring view keeps it mapped.
-    unsafe { IoVec::read(pieces, offset, into) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,9 +409,29 @@ mod tests {
     }
 
     fn run(ring: &RingView, head: u16) -> Result<(Vec<usize>, Vec<usize>), ChainError> {
-        let (mut r, mut w) = (Vec::new(), Vec::new());
-        walk(ring, head, &mut r, &mut w)?;
-        Ok((lens(&r), lens(&w)))
+        let mut streams = Streams::default();
+        walk(ring, head, &mut streams)?;
+        Ok((lens(streams.readable()), lens(streams.writable())))
+    }
+
+    #[test]
+    fn a_stream_is_copied_only_from_the_memory_that_it_was_walked_in() {
+        let (ring, mapped) = ring();
+        put(&mapped, DESC, 0, 0x5000, 4, F_NEXT, 1);
+        put(&mapped, DESC, 1, 0x6000, 4, 0, 0);
+        mapped.write_slice(b"from", GuestAddress(0x5000)).unwrap();
+        mapped.write_slice(b"here", GuestAddress(0x6000)).unwrap();
+        let mut streams = Streams::default();
+        walk(&ring, 0, &mut streams).unwrap();
+        let mut bytes = [0; 6];
+        streams.copy(&ring, 2, &mut bytes);
+        assert_eq!(&bytes, b"omhere");
+        let (other, _mapped) = super::tests::ring();
+        streams.copy(&other, 2, &mut bytes);
+        assert_eq!(&bytes, b"omhere");
+        assert_eq!(streams.cut(5), 1);
+        assert_eq!(lens(&streams.readable()[1..]), [3]);
+        assert_eq!(streams.cut(100), 2);
     }
 
     #[test]
@@ -487,10 +543,11 @@ mod tests {
                     put(&mapped, table, i as u16, address, len, flags, next);
                 }
             }
-            let (mut readable, mut writable) = (Vec::new(), Vec::new());
-            if walk(&ring, head, &mut readable, &mut writable).is_ok() {
+            let mut streams = Streams::default();
+            if walk(&ring, head, &mut streams).is_ok() {
+                let (readable, writable) = (streams.readable(), streams.writable());
                 prop_assert!(readable.len() <= MAX_DESCRIPTORS && writable.len() <= MAX_DESCRIPTORS);
-                for piece in readable.iter().chain(&writable) {
+                for piece in readable.iter().chain(writable) {
                     // A merged piece may span regions that happen to be neighbours here as well.
                     let last = piece.base().wrapping_add(piece.len() - 1);
                     for byte in [piece.base(), last] {

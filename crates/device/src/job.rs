@@ -6,7 +6,7 @@ use host::IoVec;
 use server::request::{copy_len, moves};
 use server::{How, Neighbour, Outcome, Request, Scratch};
 
-use crate::chain::{self, ChainError};
+use crate::chain::{self, ChainError, Streams};
 use crate::handler::Handler;
 use crate::memory::Memory;
 use crate::ring::{RingView, Used};
@@ -41,10 +41,9 @@ pub struct Job {
     head: u16,
     /// Private copy of the T-message, without a Twrite's payload.
     message: Vec<u8>,
-    /// The readable stream; from piece `payload` on it is what follows `message`.
-    readable: Vec<IoVec>,
+    /// From piece `payload` of the readable one on it is what follows `message`.
+    streams: Streams,
     payload: usize,
-    writable: Vec<IoVec>,
     /// Bytes that the request moves beside the message, as far as there are buffers for them.
     bulk: usize,
     progress: u64,
@@ -63,21 +62,21 @@ impl Job {
         self.begun = false;
         self.waited = false;
         self.memory = None;
-        chain::walk(ring, head, &mut self.readable, &mut self.writable).map_err(Malformed::Chain)?;
-        chain::prefetch_front(&self.readable);
-        let readable = IoVec::total(&self.readable);
+        chain::walk(ring, head, &mut self.streams).map_err(Malformed::Chain)?;
+        chain::prefetch_front(self.streams.readable());
+        let readable = IoVec::total(self.streams.readable());
         match readable < HEADER {
             true => Err(Malformed::Short(readable)),
             false => Ok(()),
         }
     }
 
-    /// Copies the message out of the guest's memory.
-    pub fn read(&mut self) {
-        let readable = IoVec::total(&self.readable);
+    /// Copies the message out of the memory of `ring`, which is that of the walk.
+    pub fn read(&mut self, ring: &RingView) {
+        let readable = IoVec::total(self.streams.readable());
         let mut message = std::mem::take(&mut self.message);
         message.resize(readable.min(FRONT), 0);
-        chain::copy(&self.readable, 0, &mut message);
+        self.streams.copy(ring, 0, &mut message);
         let len = match message.first_chunk() {
             Some(header) => copy_len(header, readable).max(HEADER),
             None => HEADER,
@@ -86,27 +85,14 @@ impl Job {
         let front = message.len();
         message.resize(len, 0);
         if let Some(rest) = message.get_mut(front..) {
-            chain::copy(&self.readable, front, rest);
+            self.streams.copy(ring, front, rest);
         }
         self.message = message;
-        self.cut(len);
+        self.payload = self.streams.cut(len);
         self.bulk = match moves(&self.message) {
             0 => 0,
-            most => most.min(readable.saturating_sub(len) + IoVec::total(&self.writable)),
+            most => most.min(readable.saturating_sub(len) + IoVec::total(self.streams.writable())),
         };
-    }
-
-    /// Lets `payload` begin `skip` bytes into the readable stream.
-    fn cut(&mut self, mut skip: usize) {
-        self.payload = 0;
-        for piece in &mut self.readable {
-            if skip < piece.len() {
-                *piece = piece.part(skip, piece.len());
-                return;
-            }
-            skip -= piece.len();
-            self.payload += 1;
-        }
     }
 
     /// The message's tag.
@@ -149,7 +135,7 @@ impl Job {
 
     /// Its completion with `len` bytes.
     pub fn used(&self, len: u32) -> Used {
-        let room = IoVec::total(&self.writable);
+        let room = IoVec::total(self.streams.writable());
         Used {
             head: self.head,
             len: len.min(u32::try_from(room).unwrap_or(u32::MAX)),
@@ -158,11 +144,11 @@ impl Job {
 
     /// Lets `handler` work on it, `slice` bytes of its payload at a time.
     pub fn run(&mut self, handler: &dyn Handler, scratch: &mut Scratch, how: How, slice: usize) -> Outcome {
-        chain::prefetch_for_write(&self.writable);
+        chain::prefetch_for_write(self.streams.writable());
         let mut request = Request {
             message: &self.message,
-            payload: &self.readable[self.payload..],
-            reply: &self.writable,
+            payload: &self.streams.readable()[self.payload..],
+            reply: self.streams.writable(),
             progress: &mut self.progress,
             slice,
         };
@@ -179,11 +165,11 @@ impl Job {
 
     /// It as one of a run.
     pub fn neighbour(&self) -> Neighbour<'_> {
-        chain::prefetch_for_write(&self.writable);
+        chain::prefetch_for_write(self.streams.writable());
         Neighbour {
             message: &self.message,
-            payload: &self.readable[self.payload..],
-            reply: &self.writable,
+            payload: &self.streams.readable()[self.payload..],
+            reply: self.streams.writable(),
             used: 0,
         }
     }
@@ -279,9 +265,12 @@ pub(crate) mod tests {
         );
         let mut job = Job::default();
         job.walk(&ring, 0).unwrap();
-        job.read();
+        job.read(&ring);
         assert_eq!((job.message.len(), job.tag()), (23, 9));
-        let payload: Vec<_> = job.readable[job.payload..].iter().map(IoVec::len).collect();
+        let payload: Vec<_> = job.streams.readable()[job.payload..]
+            .iter()
+            .map(IoVec::len)
+            .collect();
         assert_eq!(payload, [13, 4987]);
         assert_eq!(job.bulk(), 5000);
         assert_eq!(job.used(4096).len, 11);
@@ -297,7 +286,7 @@ pub(crate) mod tests {
             chain(&mapped, &[(0x5000, 24, false), (0x6000, 160, true)]);
             let mut job = Job::default();
             job.walk(&ring, 0).unwrap();
-            job.read();
+            job.read(&ring);
             assert_eq!(job.message.len(), copied);
         }
     }
@@ -313,7 +302,7 @@ pub(crate) mod tests {
             chain(&mapped, &[(0x5000, 23, false), (0x6000, 4096, true)]);
             let mut job = Job::default();
             job.walk(&ring, 0).unwrap();
-            job.read();
+            job.read(&ring);
             assert_eq!(job.bulk(), bulk);
         }
     }

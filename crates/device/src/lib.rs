@@ -1,7 +1,8 @@
 //! virtio-9p over vhost-user: descriptor chains in, completions out; what a request means is the session's business.
 //!
 //! - `memory`, `chain`, `ring`: guest memory, descriptor chains and the split ring, every byte checked.
-//! - `vring`: the queue's state, behind one lock. `event` has what the event descriptors need.
+//! - `vring`: the queue's state, behind one lock. `event` has what the event descriptors need, `sigbus` what is to be
+//!   done when guest memory goes away.
 //! - `job`, `queue`, `poll`: one request; the thread that answers them; how long it looks before it sleeps.
 //! - `run`: requests next to each other that are done together.
 //! - `inflight`, `pool`: requests that block or wait, and Tflush.
@@ -20,6 +21,7 @@ mod queue;
 mod ring;
 mod run;
 mod serve;
+mod sigbus;
 mod vring;
 
 #[cfg(feature = "fuzzing")]
@@ -27,7 +29,8 @@ pub use backend::Backend;
 pub use backend::{DeviceOptions, MAX_TAG, Role};
 pub use handler::Handler;
 pub use serve::{Stop, serve};
+pub use sigbus::{MEMORY_LOST, end_when_memory_is_lost};
 /// The listening socket's type, as [`serve`] takes it.
 pub use vhost::vhost_user::Listener;
 #[cfg(feature = "fuzzing")]
-pub use vring::Vring;
+pub use {queue::Worker, vring::Vring};

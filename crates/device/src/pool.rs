@@ -23,7 +23,7 @@ use crate::handler::Handler;
 use crate::inflight::{Inflight, Waits};
 use crate::job::Job;
 use crate::ring::Used;
-use crate::vring::{Vring, lock};
+use crate::vring::{STUCK, Vring, lock};
 
 /// A request that has been at work for so long may hang.
 const LONG: Duration = Duration::from_millis(100);
@@ -265,7 +265,10 @@ impl Pool {
                     let retry = now + CLOSED_RETRY;
                     if state.inflight.wait_again(job, retry, wakes, &mut none) == Waits::Flushed {
                         self.vring.unpark(false);
-                        self.vring.push(&mut none);
+                        let owed = self.vring.push(&mut none);
+                        drop(state);
+                        self.vring.announce(owed);
+                        state = self.state();
                     }
                 }
                 continue;
@@ -307,7 +310,7 @@ impl Pool {
         let tag = job.tag();
         let mut how = how;
         let mut out = Vec::new();
-        loop {
+        let owed = loop {
             let seen = self.handler.wake_count();
             match job.run(self.handler.as_ref(), scratch, how, WHOLE) {
                 Outcome::More => {}
@@ -316,8 +319,8 @@ impl Pool {
                     state.inflight.ended(tag, job.used(len), &mut out);
                     state.inflight.reuse(job);
                     // With the state locked: a Tflush for this tag must see it running until its reply is pushed.
-                    self.vring.push(&mut out);
-                    break;
+                    // The interrupt can wait until it is not.
+                    break self.vring.push(&mut out);
                 }
                 Outcome::Wait { .. } if how != How::Last && self.vring.is_stopping() => how = How::Last,
                 Outcome::Wait { retry_ms } if how != How::Last => {
@@ -328,13 +331,15 @@ impl Pool {
                         how = How::Last;
                         continue;
                     }
-                    if state.inflight.wait_again(job, retry, seen, &mut out) == Waits::Yes {
-                        self.vring.park();
-                    } else {
-                        self.vring.push(&mut out);
-                    }
+                    let owed = match state.inflight.wait_again(job, retry, seen, &mut out) {
+                        Waits::Yes => {
+                            self.vring.park();
+                            None
+                        }
+                        Waits::Flushed => self.vring.push(&mut out),
+                    };
                     self.publish_waiting(&state);
-                    break;
+                    break owed;
                 }
                 Outcome::Flush { oldtag, len } => {
                     let mut state = self.state();
@@ -345,18 +350,17 @@ impl Pool {
                     }
                     state.inflight.reuse(job);
                     self.publish_waiting(&state);
-                    self.vring.push(&mut out);
-                    break;
+                    break self.vring.push(&mut out);
                 }
                 outcome @ (Outcome::Defer | Outcome::Wait { .. }) => {
                     log::error!("A request was answered with {outcome:?} where that is no answer.");
                     let mut state = self.state();
                     state.inflight.ended(tag, job.used(0), &mut out);
-                    self.vring.push(&mut out);
-                    break;
+                    break self.vring.push(&mut out);
                 }
             }
-        }
+        };
+        self.vring.announce(owed);
         // It may have released what another waits for, and this thread may be busy again at once.
         if self.waiting.load(Ordering::Relaxed) > 0 {
             self.nudge();
@@ -377,19 +381,36 @@ impl Pool {
         }
     }
 
-    /// The queue was stopped: gives every accepted request its answer, and returns when all have theirs.
-    pub fn drain(&self) {
+    /// The queue was stopped: gives every accepted request its answer, and returns when all have theirs and every
+    /// interrupt is sent; false when `given_up` says so before.
+    pub fn drain(&self, given_up: &dyn Fn() -> bool) -> bool {
         let mut scratch = Scratch::default();
+        self.settle(true, "stopped", given_up, || self.answer_waiting(&mut scratch))
+    }
+
+    /// The queue was disabled, or will be reset: returns when nothing moves any more but what waits for a lock, and every
+    /// interrupt is sent; false when `given_up` says so before. A paused machine's memory may be saved right afterwards.
+    pub fn quiesce(&self, given_up: &dyn Fn() -> bool) -> bool {
+        self.settle(false, "disabled", given_up, || ())
+    }
+
+    fn settle(&self, all: bool, what: &str, given_up: &dyn Fn() -> bool, mut help: impl FnMut()) -> bool {
         let begun = Instant::now();
         let mut warned = false;
         loop {
-            self.answer_waiting(&mut scratch);
-            if self.vring.wait_quiet(true, Duration::from_millis(20)) {
-                break;
+            help();
+            if self.vring.wait_quiet(all, Duration::from_millis(20)) {
+                return true;
+            }
+            if given_up() {
+                return false;
+            }
+            if begun.elapsed() > STUCK {
+                self.vring.make_room();
             }
             if !warned && begun.elapsed() > Duration::from_secs(5) {
                 log::warn!(
-                    "The queue is being stopped, but {} requests are still at work on the host; waiting for them.",
+                    "The queue is being {what}, but {} requests are still at work on the host; waiting for them.",
                     self.vring.accepted()
                 );
                 warned = true;

@@ -14,13 +14,14 @@ use server::run::RUN_BYTES;
 use server::{How, Outcome, Scratch};
 
 use crate::chain;
+use crate::event::Waiter;
 use crate::handler::Handler;
 use crate::job::{Job, Malformed};
 use crate::poll::Poll;
 use crate::pool::Pool;
 use crate::ring::Used;
 use crate::run;
-use crate::vring::{ViewCache, Vring, notify};
+use crate::vring::{ViewCache, Vring};
 
 /// Most requests taken at once.
 const BATCH: u16 = 64;
@@ -89,6 +90,22 @@ impl Worker {
         }
     }
 
+    /// The queue thread: serves the queue whenever `waiter` says that there may be something, until the connection is
+    /// gone. A queue that was started is looked at unasked, as whatever was kicked before is not known.
+    pub fn run(mut self, mut waiter: Waiter) {
+        loop {
+            if waiter.wait() {
+                let attention = self.vring.attend();
+                if attention.closed {
+                    return;
+                }
+                waiter.watch(attention.kick);
+                self.vring.announce(attention.call);
+            }
+            self.serve();
+        }
+    }
+
     /// Serves the queue until it has been empty for a while, or is closed, stopped, disabled or broken. All that was
     /// taken is then answered or in the pool's hands.
     pub fn serve(&mut self) {
@@ -100,7 +117,7 @@ impl Worker {
             let round = self
                 .vring
                 .exchange(&mut self.done, &mut self.heads, BATCH, &mut self.cache);
-            notify(round.call);
+            self.vring.announce(round.call);
             if !self.heads.is_empty() {
                 self.batch();
                 if !self.large.is_empty() {
@@ -127,7 +144,8 @@ impl Worker {
     /// Pushes what is complete.
     fn flush(&mut self) {
         if !self.done.is_empty() {
-            self.vring.push(&mut self.done);
+            let owed = self.vring.push(&mut self.done);
+            self.vring.announce(owed);
         }
     }
 
@@ -166,7 +184,9 @@ impl Worker {
         }
         for some in heads.chunks(AHEAD) {
             ahead.extend(some.iter().filter_map(|head| self.load(*head)));
-            ahead.iter_mut().for_each(|job| job.read());
+            if let Some(view) = self.cache.get() {
+                ahead.iter_mut().for_each(|job| job.read(view));
+            }
             if run::is_any(&ahead, LARGE) {
                 self.with_runs(&mut ahead);
             }

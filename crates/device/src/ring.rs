@@ -51,25 +51,50 @@ unsafe impl Send for RingView {}
 unsafe impl Sync for RingView {}
 
 impl RingView {
-    /// Maps `addresses`; None when an area is not guest memory, not in one region, or not aligned.
-    pub fn new(memory: &Arc<Memory>, addresses: &RingAddresses) -> Option<RingView> {
+    /// Maps `addresses`; an error, as the end of a sentence, when an area is not guest memory, not in one region, or not
+    /// aligned, and when two of them share a byte: what we write into one would then be work in another, without end and
+    /// without the guest.
+    pub fn new(memory: &Arc<Memory>, addresses: &RingAddresses) -> Result<RingView, &'static str> {
         let size = addresses.size;
         if !size.is_power_of_two() {
-            return None;
+            return Err("its size is no power of two");
         }
         let entries = u64::from(size);
         // flags, idx, entries, event (2.7.6, 2.7.8). The event word is part of the area even when not negotiated.
-        let descriptors = memory.contiguous(addresses.descriptors, 16 * entries)?;
-        let avail = memory.contiguous(addresses.avail, 6 + 2 * entries)?;
-        let used = memory.contiguous(addresses.used, 6 + 8 * entries)?;
-        let aligned = avail.addr().is_multiple_of(2) && used.addr().is_multiple_of(4);
-        aligned.then(|| RingView {
+        let areas = [
+            (addresses.descriptors, 16 * entries),
+            (addresses.avail, 6 + 2 * entries),
+            (addresses.used, 6 + 8 * entries),
+        ];
+        let [descriptors, avail, used] = areas.map(|(address, len)| memory.contiguous(address, len));
+        let (Some(descriptors), Some(avail), Some(used)) = (descriptors, avail, used) else {
+            return Err("its areas are not guest memory");
+        };
+        if !avail.addr().is_multiple_of(2) || !used.addr().is_multiple_of(4) {
+            return Err("its areas are not aligned");
+        }
+        let [a, b, c] = areas;
+        if memory.overlap(a, b) || memory.overlap(a, c) || memory.overlap(b, c) {
+            return Err("its areas overlap");
+        }
+        Ok(RingView {
             memory: Arc::clone(memory),
             descriptors,
             avail,
             used,
             size,
         })
+    }
+
+    /// The used index that the ring at `used` has now, to go on from; None when that is not guest memory.
+    pub fn used_index(memory: &Memory, used: u64) -> Option<u16> {
+        let area = memory.contiguous(used, 4)?;
+        if !area.addr().is_multiple_of(2) {
+            return None;
+        }
+        // SAFETY: four bytes there are mapped and aligned, and `memory` outlives the access.
+        let index = unsafe { AtomicU16::from_ptr(area.wrapping_add(2).cast()) };
+        Some(u16::from_le(index.load(Ordering::Relaxed)))
     }
 
     /// The memory it is in.
@@ -190,7 +215,7 @@ mod tests {
     #[test]
     fn areas_must_be_guest_memory_and_aligned() {
         let (memory, _) = crate::memory::tests::fake(&[(0, 0x4000)]);
-        assert!(RingView::new(&memory, &A).is_some());
+        assert!(RingView::new(&memory, &A).is_ok());
         for wrong in [
             RingAddresses { size: 0, ..A },
             RingAddresses { size: 3, ..A },
@@ -206,7 +231,56 @@ mod tests {
                 ..A
             },
         ] {
-            assert!(RingView::new(&memory, &wrong).is_none(), "{wrong:?}");
+            assert!(RingView::new(&memory, &wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn areas_must_not_overlap() {
+        let (memory, _) = crate::memory::tests::fake(&[(0, 0x4000)]);
+        // As close as they may be: 64 bytes of descriptors, 14 of available and 38 of used ring.
+        let close = RingAddresses {
+            descriptors: 0x1000,
+            avail: 0x1040,
+            used: 0x1050,
+            size: 4,
+        };
+        assert!(RingView::new(&memory, &close).is_ok());
+        for wrong in [
+            RingAddresses {
+                avail: 0x103e,
+                ..close
+            },
+            RingAddresses {
+                avail: 0x1000,
+                ..close
+            },
+            RingAddresses {
+                used: 0x104c,
+                ..close
+            },
+            RingAddresses {
+                used: 0x1040,
+                ..close
+            },
+            RingAddresses {
+                used: 0x103c,
+                ..close
+            },
+            RingAddresses {
+                used: 0x1000,
+                ..close
+            },
+            RingAddresses {
+                used: 0x0fdc,
+                ..close
+            },
+        ] {
+            assert_eq!(
+                RingView::new(&memory, &wrong).err(),
+                Some("its areas overlap"),
+                "{wrong:?}"
+            );
         }
     }
 

@@ -1,26 +1,25 @@
 //! The queue's state in one place, behind one lock: what the front-end configured, how far both sides are, and how
 //! many requests are accepted.
 //!
-//! vhost-user-backend keeps a state of its own for each queue; here it only carries the kick descriptor and the
-//! flags by which that crate registers it. Everything on a request's way, and the answer to GET_VRING_BASE, comes
-//! from [`Ring`], because the crate's queue looks up every access in the memory map, knows nothing of requests in
-//! flight, and interrupts without asking when EVENT_IDX is off.
+//! What changes under the lock and is told to others after it (an interrupt) is owed until it is told: no message of the
+//! front-end that stops or changes the queue is answered before. QEMU throws its end of the call descriptor away as soon
+//! as GET_VRING_BASE is answered, and with EVENT_IDX an interrupt that came too late never comes again.
 
-mod registered;
+mod control;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use vhost_user_backend::VringMutex;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::event::EventNotifier;
+use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::event::{EventFile, Waiter};
 use crate::memory::Memory;
 use crate::ring::{RingAddresses, RingView, Used};
 
-/// Guest memory as vhost-user-backend hands it round.
-pub type GuestMemory = GuestMemoryAtomic<GuestMemoryMmap>;
+/// The writing of an interrupt that takes so long is stuck.
+pub const STUCK: Duration = Duration::from_millis(100);
 
 /// Locks `mutex`; a panic elsewhere (there is none to be) must not take the queue with it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -51,9 +50,17 @@ struct Ring {
     parked: u32,
     memory: Option<Arc<Memory>>,
     view: Option<RingView>,
+    /// Why there is none.
+    unusable: &'static str,
     /// Changes with `view`.
     generation: u64,
-    call: Option<Arc<EventNotifier>>,
+    kick: Option<Arc<EventFile>>,
+    call: Option<Arc<EventFile>>,
+    /// All call descriptors that somebody may be writing to, replaced ones too.
+    calls: Vec<Weak<EventFile>>,
+    /// The driver is to be told without a reason, as the queue was started or its call descriptor replaced: nobody knows
+    /// what was lost before.
+    call_due: bool,
 }
 
 impl Ring {
@@ -69,10 +76,14 @@ impl Ring {
 
     fn view(&mut self) -> Option<&RingView> {
         if self.view.is_none() {
-            self.view = self
-                .memory
-                .as_ref()
-                .and_then(|memory| RingView::new(memory, &self.addresses));
+            let made = match &self.memory {
+                Some(memory) => RingView::new(memory, &self.addresses),
+                None => Err("there is no guest memory"),
+            };
+            match made {
+                Ok(view) => self.view = Some(view),
+                Err(why) => self.unusable = why,
+            }
             self.generation += 1;
         }
         self.view.as_ref()
@@ -89,7 +100,7 @@ impl Ring {
     }
 
     /// Pushes all of `done`, in order; gives the call descriptor when the driver wants to be told.
-    fn push(&mut self, done: &mut Vec<Used>) -> Option<Arc<EventNotifier>> {
+    fn push(&mut self, done: &mut Vec<Used>) -> Option<Arc<EventFile>> {
         if done.is_empty() {
             return None;
         }
@@ -119,7 +130,7 @@ impl Ring {
             u16::try_from(most.saturating_sub(accepted)).unwrap_or(max)
         });
         let Some(view) = self.view() else {
-            self.broke("its areas are not guest memory");
+            self.broke(self.unusable);
             return;
         };
         let ready = view.avail_idx().wrapping_sub(next);
@@ -139,11 +150,16 @@ impl Ring {
     }
 }
 
+/// An interrupt that the driver is owed: for [`Vring::announce`], and soon.
+#[derive(Debug)]
+#[must_use]
+pub struct Owed(Arc<EventFile>);
+
 /// What one exchange with the ring gave.
 #[derive(Debug)]
 pub struct Round {
-    /// Tell the driver, after the lock is released.
-    pub call: Option<Arc<EventNotifier>>,
+    /// Tell the driver.
+    pub call: Option<Owed>,
     /// Position of the next chain.
     pub next_avail: u16,
     /// Whether requests may be taken at all.
@@ -166,35 +182,111 @@ impl ViewCache {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
     ring: Mutex<Ring>,
-    /// Signalled when `accepted` or `parked` changes while somebody waits for it.
+    /// Signalled when `accepted`, `parked` or `owed` changes while somebody waits for it.
     quiet: Condvar,
     /// [`Ring::open`], readable without the lock.
     open: AtomicBool,
     /// How many wait on `quiet`.
     draining: AtomicUsize,
+    /// Interrupts decided on and not yet sent. Goes up under the lock, down without it.
+    owed: AtomicU32,
+    /// Tells the queue thread that something else than the ring changed.
+    wake: EventFd,
 }
 
-/// The queue as vhost-user-backend wants it. Clones are the same queue.
-#[derive(Clone)]
+/// The queue. Clones are the same queue.
+#[derive(Clone, Debug)]
 pub struct Vring {
-    registered: VringMutex<GuestMemory>,
     shared: Arc<Shared>,
 }
 
+/// What the queue thread is told when it is woken.
+#[derive(Debug)]
+pub struct Attention {
+    /// The connection is gone.
+    pub closed: bool,
+    /// What to wait for from now on.
+    pub kick: Option<Arc<EventFile>>,
+    /// An interrupt that nobody asked for.
+    pub call: Option<Owed>,
+}
+
 impl Vring {
+    /// A queue that is neither set up nor started. Fails when no descriptor is left.
+    pub fn new() -> io::Result<Vring> {
+        let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        Ok(Vring {
+            shared: Arc::new(Shared {
+                ring: Mutex::default(),
+                quiet: Condvar::new(),
+                open: AtomicBool::new(false),
+                draining: AtomicUsize::new(0),
+                owed: AtomicU32::new(0),
+                wake,
+            }),
+        })
+    }
+
+    /// What the queue thread sleeps on.
+    pub fn waiter(&self) -> io::Result<Waiter> {
+        Ok(Waiter::new(&self.shared.wake)?)
+    }
+
     fn ring(&self) -> MutexGuard<'_, Ring> {
         lock(&self.shared.ring)
     }
 
-    /// Changes the ring, keeps `open` in step.
+    /// Changes the ring, keeps `open` in step, and lets the queue thread look when it was opened or closed.
     fn change<T>(&self, change: impl FnOnce(&mut Ring) -> T) -> T {
         let mut ring = self.ring();
+        let before = ring.open();
         let result = change(&mut ring);
-        self.shared.open.store(ring.open(), Ordering::Release);
+        let now = ring.open();
+        self.shared.open.store(now, Ordering::Release);
+        ring.call_due |= now && !before;
+        let rouse = before != now || ring.closed;
+        drop(ring);
+        if rouse {
+            self.rouse();
+        }
         result
+    }
+
+    fn rouse(&self) {
+        // It cannot be full: nobody writes 2^64 times.
+        let _ = self.shared.wake.write(1);
+    }
+
+    /// What the queue thread has to know, once it was woken.
+    pub fn attend(&self) -> Attention {
+        let mut ring = self.ring();
+        let open = ring.open();
+        let due = std::mem::take(&mut ring.call_due) && open;
+        let call = ring.call.clone().filter(|_| due);
+        Attention {
+            closed: ring.closed,
+            kick: ring.kick.clone().filter(|_| open),
+            call: self.owe(call),
+        }
+    }
+
+    /// To be called with the ring locked.
+    #[inline]
+    fn owe(&self, call: Option<Arc<EventFile>>) -> Option<Owed> {
+        let call = call?;
+        self.shared.owed.fetch_add(1, Ordering::Relaxed);
+        Some(Owed(call))
+    }
+
+    /// Tells the driver, if there is something to tell. Not with a lock that others need.
+    pub fn announce(&self, owed: Option<Owed>) {
+        let Some(Owed(call)) = owed else { return };
+        call.notify();
+        self.shared.owed.fetch_sub(1, Ordering::Release);
+        self.tell_drain();
     }
 
     /// Whether requests may be taken; a glance without the lock.
@@ -208,14 +300,6 @@ impl Vring {
         !self.ring().ready
     }
 
-    /// Guest memory changed.
-    pub fn set_memory(&self, memory: Arc<Memory>) {
-        self.change(|ring| {
-            ring.memory = Some(memory);
-            ring.remap();
-        });
-    }
-
     /// Pushes `done` in order (emptied), then takes up to `max` heads when the queue is open.
     pub fn exchange(
         &self,
@@ -226,6 +310,7 @@ impl Vring {
     ) -> Round {
         let mut ring = self.ring();
         let call = ring.push(done);
+        let call = self.owe(call);
         let mut open = ring.open();
         if open && max > 0 {
             ring.pop(heads, max);
@@ -248,11 +333,14 @@ impl Vring {
         }
     }
 
-    /// Pushes `done` in order (emptied) and tells the driver if it wants to be told.
-    pub fn push(&self, done: &mut Vec<Used>) {
-        let call = self.ring().push(done);
+    /// Pushes `done` in order (emptied).
+    pub fn push(&self, done: &mut Vec<Used>) -> Option<Owed> {
+        let mut ring = self.ring();
+        let call = ring.push(done);
+        let call = self.owe(call);
+        drop(ring);
         self.tell_drain();
-        notify(call);
+        call
     }
 
     fn tell_drain(&self) {
@@ -311,13 +399,29 @@ impl Vring {
         self.tell_drain();
     }
 
-    /// Waits until no accepted request is left but parked ones (`all`: none at all), at most `time`.
-    /// True when it is so.
+    /// Waits until no accepted request is left but parked ones (`all`: none at all) and no interrupt is owed, at most
+    /// `time`. True when it is so.
     pub fn wait_quiet(&self, all: bool, time: Duration) -> bool {
         self.wait_until(time, |ring| {
             let rest = if all { 0 } else { ring.parked };
-            ring.accepted <= rest || ring.closed
+            (ring.accepted <= rest || ring.closed) && !self.owes()
         })
+    }
+
+    fn owes(&self) -> bool {
+        self.shared.owed.load(Ordering::Acquire) > 0
+    }
+
+    /// Lets go whoever is stuck in the writing of an interrupt. What it takes from the call descriptor may be lost, so this
+    /// is for when the queue stops, and the driver will be told without a reason when it starts again.
+    pub fn make_room(&self) {
+        if !self.owes() {
+            return;
+        }
+        let calls: Vec<_> = self.ring().calls.iter().filter_map(Weak::upgrade).collect();
+        for call in calls {
+            call.make_room();
+        }
     }
 
     /// Waits until a request may be taken again, or none will be; not for long, so that the caller can look about.
@@ -368,33 +472,22 @@ impl Vring {
     }
 }
 
-/// Writes to a call descriptor. The driver's side may be gone; there is nothing to do about it then.
-pub fn notify(call: Option<Arc<EventNotifier>>) {
-    if let Some(call) = call
-        && let Err(error) = call.notify()
-    {
-        log::debug!("The call descriptor cannot be written: {error}");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vhost_user_backend::VringT;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     const AVAIL: u64 = 0x2000;
 
     fn vring() -> (Vring, Arc<GuestMemoryMmap>) {
         let (memory, mapped) = crate::memory::tests::fake(&[(0, 0x4000)]);
-        let atomic = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let vring = Vring::new(atomic, 256).unwrap();
-        vring.set_queue_size(4);
-        vring.set_queue_info(0x1000, AVAIL, 0x3000).unwrap();
-        vring.set_queue_event_idx(true);
-        vring.set_memory(memory);
+        let vring = Vring::new().unwrap();
+        vring.set_size(4);
+        vring.set_addresses(0x1000, AVAIL, 0x3000);
+        vring.set_event_idx(true);
+        vring.set_memory(Some(memory));
         vring.set_enabled(true);
-        vring.set_queue_ready(true);
+        vring.set_ready(true);
         (vring, mapped)
     }
 
@@ -420,7 +513,7 @@ mod tests {
         assert!(vring.request_kick());
         assert_eq!(take(&vring, &[]).0, [2, 0]);
         assert!(!vring.request_kick());
-        assert_eq!(vring.queue_next_avail(), 2);
+        assert_eq!(vring.next_avail(), 2);
         assert_eq!(vring.accepted(), 2);
         let used = |head| Used { head, len: 7 };
         let (heads, round) = take(&vring, &[used(0), used(2)]);
@@ -438,8 +531,8 @@ mod tests {
         assert!(!vring.request_kick());
         offer(&mapped, &[0], 1);
         assert!(take(&vring, &[]).0.is_empty());
-        vring.set_queue_ready(false);
-        vring.set_queue_ready(true);
+        vring.set_ready(false);
+        vring.set_ready(true);
         assert_eq!(take(&vring, &[]).0, [0]);
     }
 
@@ -474,7 +567,7 @@ mod tests {
     #[test]
     fn a_ring_outside_memory_is_broken_not_fatal() {
         let (vring, _) = vring();
-        vring.set_queue_info(0x1000, 0x10_0000, 0x3000).unwrap();
+        vring.set_addresses(0x1000, 0x10_0000, 0x3000);
         assert!(!take(&vring, &[]).1.open);
     }
 
@@ -485,9 +578,9 @@ mod tests {
         vring.set_enabled(false);
         assert!(take(&vring, &[]).0.is_empty());
         vring.set_enabled(true);
-        vring.set_queue_ready(false);
+        vring.set_ready(false);
         assert!(take(&vring, &[]).0.is_empty());
-        vring.set_queue_ready(true);
+        vring.set_ready(true);
         assert_eq!(take(&vring, &[]).0, [0, 1]);
     }
 
@@ -502,15 +595,16 @@ mod tests {
             while other.is_open() {
                 std::thread::yield_now();
             }
-            other.push(&mut vec![Used { head: 1, len: 7 }]);
+            other.announce(other.push(&mut vec![Used { head: 1, len: 7 }]));
         });
         vring.set_enabled(false);
+        assert!(vring.wait_quiet(false, Duration::from_secs(60)));
         assert_eq!(vring.accepted(), 1);
         worker.join().unwrap();
         assert!(!vring.wait_quiet(true, Duration::from_millis(1)));
         assert!(!vring.unpark(true));
         assert!(vring.unpark(false));
-        vring.push(&mut vec![Used { head: 0, len: 7 }]);
+        vring.announce(vring.push(&mut vec![Used { head: 0, len: 7 }]));
         assert!(vring.wait_quiet(true, Duration::from_secs(60)));
     }
 
@@ -520,7 +614,7 @@ mod tests {
         offer(&mapped, &[0], 1);
         assert_eq!(take(&vring, &[]).0, [0]);
         vring.close();
-        vring.push(&mut vec![Used { head: 0, len: 7 }]);
+        vring.announce(vring.push(&mut vec![Used { head: 0, len: 7 }]));
         assert_eq!(mapped.read_obj::<u16>(GuestAddress(0x3002)).unwrap(), 0);
         assert!(!vring.is_open());
     }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestRegionMmap};
 
 /// Bytes set aside: regions, the gaps between them, and those of earlier layouts of one script.
 const ARENA: usize = 2 << 20;
@@ -64,7 +64,7 @@ impl Arena {
 
     /// Regions of guest address, bytes, and whether the next one follows in this process, too. `None`, and no change,
     /// when that is no possible layout.
-    pub fn layout(&mut self, wanted: &[(u64, u32, bool)]) -> Option<GuestMemoryMmap> {
+    pub fn layout(&mut self, wanted: &[(u64, u32, bool)]) -> Option<Vec<GuestRegionMmap>> {
         let mut regions = Vec::new();
         let mut used = self.used;
         for &(gpa, len, adjacent) in wanted {
@@ -104,11 +104,13 @@ impl Arena {
         }
         self.mapped.extend(&regions);
         self.used = used + PAGE;
-        theirs.sort_by_key(|region| vm_memory::GuestMemoryRegion::start_addr(region).0);
-        let memory = GuestMemoryMmap::from_regions(theirs).ok()?;
         regions.sort_by_key(|region| region.gpa);
+        let overlap = |pair: &[Region]| pair[0].gpa + u64::from(pair[0].len) > pair[1].gpa;
+        if regions.windows(2).any(overlap) {
+            return None;
+        }
         self.regions = regions;
-        Some(memory)
+        Some(theirs)
     }
 
     /// The region that the guest address is in, and where in it.

@@ -84,7 +84,7 @@ static SERVER: LazyLock<Server> = LazyLock::new(|| {
     };
     std::thread::spawn(move || {
         let stop = Stop::new().expect("a stop");
-        ::device::serve(listener, || Real::new(None), &options, &stop).expect("it serves");
+        ::device::serve(listener, || Real::new(None), &options, &Arc::new(stop)).expect("it serves");
         // The script that is being tried is the one that did it.
         eprintln!("Nobody is served any more.");
         std::process::abort();

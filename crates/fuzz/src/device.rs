@@ -5,14 +5,12 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::device::{Backend, DeviceOptions, Handler, Vring};
+use ::device::{Backend, DeviceOptions, Handler, Vring, Worker};
 use host::{IoVec, SecurityModel, Share, ShareOptions};
 use server::{How, Limits, Neighbour, Outcome, Request, Scratch, Session};
 use tempfile::TempDir;
 use testkit::{Client, GuestMemory, Pages, Random, RingOptions, RingTransport};
-use vhost_user_backend::{VhostUserBackend, VringT};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::epoll::EventSet;
+use vhost::vhost_user::VhostUserBackendReqHandlerMut;
 use wire::{TFLUSH, TFSYNC, TLOCK, TREAD};
 
 use crate::arena::Arena;
@@ -204,8 +202,8 @@ impl Handler for Real {
 /// The device, and what is known of it.
 pub(crate) struct Machine {
     backend: Backend,
+    worker: Worker,
     vring: Vring,
-    atomic: GuestMemoryAtomic<GuestMemoryMmap>,
     real: bool,
     ring: Ring,
     event_idx: bool,
@@ -262,13 +260,13 @@ impl Machine {
             poll_max: Duration::ZERO,
             ..DeviceOptions::default()
         };
-        let atomic = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let vring = Vring::new(atomic.clone(), MAX_QUEUE_SIZE).expect("a queue");
+        let (backend, worker) = Backend::new(handler, &options, || false).expect("a device");
+        let vring = backend.vring().clone();
         Machine {
             guest: Shared(guest),
-            backend: Backend::new(handler, options),
+            backend,
+            worker,
             vring,
-            atomic,
             real,
             ring: Ring::default(),
             event_idx: false,
@@ -285,28 +283,27 @@ impl Machine {
         let Some(memory) = self.guest.memory().layout(regions) else {
             return;
         };
-        self.atomic.lock().expect("no panic").replace(memory);
-        self.backend
-            .update_memory(self.atomic.clone())
-            .expect("an update");
+        self.backend.set_mappings(memory).expect("an update");
     }
 
     /// What the front-end's messages do to a queue that it starts.
     pub(crate) fn setup(&mut self, ring: Ring, base: u16, event_idx: bool) {
-        // As vhost-user-backend has it: what is no size or address of a queue never gets to the device.
+        // What is no size or address of a queue is refused by the messages that would set it.
         if ring.size == 0 || ring.size > MAX_QUEUE_SIZE {
             return;
         }
         self.stop();
-        let refused = self.vring.set_queue_info(ring.descriptors, ring.avail, ring.used);
-        if refused.is_err() {
+        if !ring.descriptors.is_multiple_of(16)
+            || !ring.avail.is_multiple_of(2)
+            || !ring.used.is_multiple_of(4)
+        {
             return self.start();
         }
-        let used = self.vring.queue_used_idx().unwrap_or(self.used);
-        self.vring.set_queue_size(ring.size);
-        self.vring.set_queue_next_used(used);
-        self.vring.set_queue_next_avail(base);
-        self.vring.set_queue_event_idx(event_idx);
+        self.vring.set_addresses(ring.descriptors, ring.avail, ring.used);
+        let used = self.vring.next_used();
+        self.vring.set_size(ring.size);
+        self.vring.set_next_avail(base);
+        self.vring.set_event_idx(event_idx);
         (self.ring, self.event_idx) = (ring, event_idx);
         (self.taken, self.available, self.used) = (base, base, used);
         self.start();
@@ -314,14 +311,13 @@ impl Machine {
 
     fn start(&mut self) {
         self.vring.set_enabled(true);
-        self.vring.set_queue_ready(true);
+        self.vring.set_ready(true);
         (self.enabled, self.broken) = (true, false);
     }
 
     /// GET_VRING_BASE: all that was taken is answered when it comes back.
     pub(crate) fn stop(&mut self) {
-        self.vring.set_queue_ready(false);
-        self.backend.stop_vring(0).expect("it stops");
+        self.backend.get_vring_base(0).expect("it stops");
         assert_eq!(self.vring.accepted(), 0, "a request is left without an answer");
     }
 
@@ -369,14 +365,17 @@ impl Machine {
             }
             STOP => {
                 self.stop();
-                assert_eq!(self.vring.queue_next_avail(), self.taken, "where it stopped");
+                assert_eq!(self.vring.next_avail(), self.taken, "where it stopped");
                 self.start();
             }
             ENABLE => {
                 self.enabled = body.u8() & 1 != 0;
                 self.vring.set_enabled(self.enabled);
             }
-            RESET => self.backend.reset_device(),
+            RESET => {
+                self.backend.reset_device().expect("it is reset");
+                self.vring.set_enabled(self.enabled);
+            }
             _ => {}
         }
     }
@@ -433,13 +432,11 @@ impl Machine {
                 .bytes()
                 .for_each(|(_, bytes)| before.extend_from_slice(bytes));
         }
-        let vrings = std::slice::from_ref(&self.vring);
-        let served = self.backend.handle_event(0, EventSet::IN, vrings, 0);
-        served.expect("never an error");
+        self.worker.serve();
         while self.vring.accepted() > 0 {
             std::thread::sleep(Duration::from_micros(20));
         }
-        let taken = self.vring.queue_next_avail();
+        let taken = self.vring.next_avail();
         if let Some(expected) = expected {
             expected.check(&self.guest.memory(), &before, self.used, self.real);
             assert_eq!(

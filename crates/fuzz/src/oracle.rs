@@ -39,12 +39,19 @@ impl Ring {
         ]
     }
 
+    /// Whether two of the areas share a byte.
+    fn overlaps(&self) -> bool {
+        let [a, b, c] = self.areas();
+        overlap(a, b) || overlap(a, c) || overlap(b, c)
+    }
+
     /// Whether it can be used.
     pub fn valid(&self, memory: &Arena) -> bool {
         self.size.is_power_of_two()
             && memory.aligned(self.avail, 2)
             && memory.aligned(self.used, 4)
             && self.areas().iter().all(|&(gpa, len)| memory.contiguous(gpa, len))
+            && !self.overlaps()
     }
 }
 

@@ -79,10 +79,13 @@ pub struct Frontend {
     mapped: bool,
 }
 
-fn event() -> io::Result<EventFd> {
-    Ok(EventFd::from_flags(
-        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-    )?)
+/// An eventfd as this front-end makes them: crosvm's block.
+fn event(vmm: Vmm) -> io::Result<EventFd> {
+    let flags = match vmm {
+        Vmm::Qemu | Vmm::CloudHypervisor => EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        Vmm::Crosvm => EfdFlags::EFD_CLOEXEC,
+    };
+    Ok(EventFd::from_flags(flags)?)
 }
 
 impl Frontend {
@@ -100,9 +103,9 @@ impl Frontend {
             features: 0,
             protocol: 0,
             backend_channel: None,
-            kick: Arc::new(event()?),
-            call: event()?,
-            err: event()?,
+            kick: Arc::new(event(vmm)?),
+            call: event(vmm)?,
+            err: event(vmm)?,
             mapped: false,
         };
         match vmm {
@@ -320,6 +323,11 @@ impl Frontend {
             Body::new().u32(self.socket.queue).u32(0),
             self.flagged(),
         )?;
+        if self.vmm == Vmm::Qemu {
+            // It cleans its notifiers up and makes new ones: what comes by the old ones from now on is lost.
+            self.kick = Arc::new(event(self.vmm)?);
+            self.call = event(self.vmm)?;
+        }
         let state: [u8; 8] = body.try_into().map_err(|_| io::ErrorKind::InvalidData)?;
         let base = u32::from_ne_bytes([state[4], state[5], state[6], state[7]]);
         u16::try_from(base).map_err(|_| io::ErrorKind::InvalidData.into())
@@ -331,12 +339,37 @@ impl Frontend {
         self.socket.vring_state(Code::SetVringEnable, 0, ack)
     }
 
-    /// Enables the queue again (cloud-hypervisor's resume), with the kick it sends in case one was missed.
+    /// Enables the queue again (cloud-hypervisor's resume). Nobody kicks.
     pub fn resume(&mut self) -> io::Result<()> {
         let ack = self.vmm != Vmm::Crosvm;
-        self.socket.vring_state(Code::SetVringEnable, 1, ack)?;
-        self.kick();
-        Ok(())
+        self.socket.vring_state(Code::SetVringEnable, 1, ack)
+    }
+
+    /// All that comes before the guest's driver once more: QEMU's `device_add` with a chardev that is connected already.
+    pub fn replug(&mut self) -> io::Result<()> {
+        self.mapped = false;
+        self.socket.reply_ack = false;
+        match self.vmm {
+            Vmm::Qemu => self.realize_qemu(),
+            Vmm::CloudHypervisor | Vmm::Crosvm => self.realize_rust(),
+        }
+    }
+
+    /// The queue's call descriptor, for tests that spoil it.
+    pub fn call(&self) -> &EventFd {
+        &self.call
+    }
+
+    /// Hands over this call descriptor instead; the connection's own is kept.
+    pub fn give_call(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket.vring_fd(Code::SetVringCall, Some(fd), ack)
+    }
+
+    /// Hands over this kick descriptor instead, while the queue runs.
+    pub fn give_kick(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let ack = self.vmm != Vmm::Crosvm;
+        self.socket.vring_fd(Code::SetVringKick, Some(fd), ack)
     }
 
     /// Kicks the device out of turn.
@@ -419,7 +452,7 @@ impl Frontend {
 
     /// Hands over another call descriptor, as QEMU does while the guest masks and unmasks its interrupt.
     pub fn replace_call(&mut self) -> io::Result<()> {
-        self.call = event()?;
+        self.call = event(self.vmm)?;
         let ack = self.vmm != Vmm::Crosvm;
         self.socket
             .vring_fd(Code::SetVringCall, Some(self.call.as_fd()), ack)

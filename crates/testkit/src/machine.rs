@@ -78,11 +78,18 @@ impl Machine {
         self.frontend.stop()
     }
 
-    /// QEMU's `cont` after a stop at `base`; kicks, as requests may have been left in the ring.
+    /// QEMU's `cont` after a stop at `base`. Nobody kicks: what was left in the ring the device must find by itself.
     pub fn cont(&mut self, base: u16) -> io::Result<()> {
-        self.frontend.start_at(&mut self.client.transport().ring, base)?;
-        self.frontend.kick();
-        Ok(())
+        self.frontend.start_at(&mut self.client.transport().ring, base)
+    }
+
+    /// Unplugs the device and plugs another in on the same connection, as QEMU does with one chardev; the mount is not
+    /// repeated.
+    pub fn replug(&mut self) -> io::Result<()> {
+        self.frontend.stop()?;
+        self.frontend.replug()?;
+        self.client.transport().restart();
+        self.frontend.start(&mut self.client.transport().ring)
     }
 
     /// A reset by the guest: the queue is stopped and set up anew, empty; the mount is not repeated.

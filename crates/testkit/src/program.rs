@@ -113,12 +113,17 @@ impl Program {
     /// Sends a signal that is to end it; gives what it ended with.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("kill");
+        self.ended()
+    }
+
+    /// Waits for its end; gives what it ended with.
+    pub fn ended(&mut self) -> ExitStatus {
         let end = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().expect("wait") {
                 return status;
             }
-            assert!(Instant::now() < end, "{signal} did not end it");
+            assert!(Instant::now() < end, "it does not end");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

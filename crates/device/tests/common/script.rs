@@ -2,6 +2,8 @@
 //! Tclunk is answered at once; Tfsync blocks a thread until the gate opens; Tremove waits until it is granted; Tread
 //! comes in slices of 4096 bytes, each filled with its number; Twrite records its payload; Tflush is one.
 
+#![allow(dead_code, reason = "each test program uses its part")]
+
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex};
