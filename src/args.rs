@@ -287,8 +287,8 @@ pub enum Devices {
 pub enum Checks {
     /// The guest's kernel has checked; this process does what it may do itself
     Guest,
-    /// Each request is also done as the host's user with that number, so that the guest can do no more than that
-    /// user could. Needs CAP_SETUID and CAP_SETGID
+    /// Each request is also done as the host's user with that number and that user's groups, so that the guest can do
+    /// no more than that user could. The groups are read at the start. Needs CAP_SETUID and CAP_SETGID
     Host,
 }
 

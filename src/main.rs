@@ -21,7 +21,7 @@ use caps::CapsHashSet;
 use clap::Parser;
 use clap::error::ErrorKind;
 use device::{DeviceOptions, Listener, Stop};
-use host::{CheckAccess, FileHandles, Share};
+use host::{CheckAccess, FileHandles, Share, Users};
 use nix::sys::signal::SigSet;
 use server::{Limits, Session};
 
@@ -114,12 +114,14 @@ fn run(config: Config) -> Result<u8, Failure> {
     }
     let descriptors = limits::raise_nofile(config.rlimit_nofile)?;
     limits::forbid_core_dumps()?;
+    // Before there is a worker: it cannot reach the host's user database.
+    let mut users = Users::of(&config.share);
     let levels = sandbox::levels(config.sandbox);
     for &level in &levels {
         let why = match sandbox::start(level, &config.share) {
             Ok(Start::Worker(worker)) => {
                 drop(inherited);
-                return serve(&config, worker, level, signals, descriptors);
+                return serve(&config, worker, level, signals, descriptors, users.take());
             }
             Ok(Start::Outer(mut outer)) => match outer.answer() {
                 Answer::Ready => return supervise(&config, outer, inherited.take()),
@@ -163,6 +165,7 @@ fn serve(
     level: Level,
     signals: SigSet,
     descriptors: u64,
+    users: Option<Users>,
 ) -> Result<u8, Failure> {
     limits::grow_table(descriptors);
     device::end_when_memory_is_lost().map_err(|error| {
@@ -182,6 +185,7 @@ fn serve(
         };
         seccomp::filter_process(&policy).map_err(Failure::Environment)?;
     }
+    let surroundings = surroundings.with_users(users);
     let share = Share::open_in(directory, &config.share, surroundings).map_err(Failure::Environment)?;
     let share = Arc::new(share);
     let stop =

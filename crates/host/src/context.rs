@@ -44,7 +44,7 @@ impl Context {
     /// capabilities (threads made later inherit that), so that the kernel clears set-id bits when anybody writes
     /// to a file, as it does for a user who is not root: the writer may be any user of the guest.
     pub fn new(root: OwnedFd, surroundings: Surroundings, options: ShareOptions) -> io::Result<Context> {
-        let Surroundings { proc, mounts } = surroundings;
+        let Surroundings { proc, mounts, .. } = surroundings;
         let stat = sys::attr::stat(root.as_fd())?;
         let before = Caps::current()?;
         let fsetid = before.may(CAP_FSETID);

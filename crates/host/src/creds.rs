@@ -1,12 +1,11 @@
 //! Whose rights a thread works with: the process's, or for the time of one operation a guest user's.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, RwLock};
 
 use crate::attr::Caller;
 use crate::sys::cred::{self, Caps};
+use crate::users::{User, Users};
 
 thread_local! {
     static SWITCHED: Cell<bool> = const { Cell::new(false) };
@@ -46,34 +45,30 @@ impl Drop for Raised<'_> {
     }
 }
 
-/// What overrides permissions on files.
-const FILE_SYSTEM: [u32; 6] = [
+/// What a thread keeps while it works as another user: the way back, and nothing that acts on files.
+const WAY_BACK: [u32; 2] = [cred::CAP_SETUID, cred::CAP_SETGID];
+
+/// What it keeps as the host's root: what root is expected to do to files, and no more. No devices, no xattrs of the
+/// kernel's, no file handles, and set-id bits go with a write.
+const AS_ROOT: [u32; 5] = [
+    cred::CAP_SETUID,
+    cred::CAP_SETGID,
     cred::CAP_CHOWN,
     cred::CAP_DAC_OVERRIDE,
-    cred::CAP_DAC_READ_SEARCH,
     cred::CAP_FOWNER,
-    cred::CAP_FSETID,
-    cred::CAP_MKNOD,
 ];
 
-/// The most users whose groups are remembered.
-const USERS: usize = 4096;
-
-/// What the host knows of a user.
-#[derive(Debug)]
-struct User {
-    primary: u32,
-    groups: Vec<u32>,
-}
-
-/// The process's own rights, and the host's users as far as they have been asked for.
+/// The process's own rights, and the host's users.
 pub struct Credentials {
     uid: u32,
     gid: u32,
     groups: Vec<u32>,
     caps: Caps,
-    nobody: u32,
-    users: RwLock<HashMap<u32, Arc<User>>>,
+    as_user: Caps,
+    as_root: Caps,
+    nobody: User,
+    overflow: u32,
+    users: Users,
 }
 
 /// This thread works as a guest's user until this is dropped.
@@ -82,7 +77,7 @@ pub struct AsUser<'a>(&'a Credentials);
 impl Credentials {
     /// Takes down the calling thread's own; `caps` is what it has between two operations. Fails with a sentence
     /// when the process may not take on others.
-    pub fn new(caps: Caps) -> Result<Credentials, String> {
+    pub fn new(caps: Caps, users: Users) -> Result<Credentials, String> {
         for (cap, name) in [(cred::CAP_SETUID, "CAP_SETUID"), (cred::CAP_SETGID, "CAP_SETGID")] {
             if !caps.has(cap) {
                 return Err(format!(
@@ -92,54 +87,37 @@ impl Credentials {
             }
         }
         let (uid, gid) = cred::fs_ids();
+        let (overflow, nogroup) = users.overflow;
+        log::info!(
+            "The host's user database has {} users. Their groups are read at the start only.",
+            users.len()
+        );
         Ok(Credentials {
             uid,
             gid,
             groups: cred::groups().map_err(|e| format!("cannot read the process's groups: {e}"))?,
             caps,
-            nobody: overflow_id(),
-            users: RwLock::new(HashMap::new()),
+            as_user: caps.reduced_to(&WAY_BACK),
+            as_root: caps.reduced_to(&AS_ROOT),
+            // A number that the host does not know belongs to no group.
+            nobody: User {
+                primary: nogroup,
+                groups: Vec::new(),
+            },
+            overflow,
+            users,
         })
     }
 
-    fn user(&self, uid: u32) -> io::Result<Arc<User>> {
-        let users = self.users.read().unwrap_or_else(|p| p.into_inner());
-        if let Some(user) = users.get(&uid) {
-            return Ok(user.clone());
-        }
-        drop(users);
-        let user = match cred::host_groups(uid)? {
-            Some((primary, groups)) => User { primary, groups },
-            // The host's root need not be in its database; a number the host does not know belongs to no group.
-            None if uid == 0 => User {
-                primary: 0,
-                groups: Vec::new(),
-            },
-            None => User {
-                primary: self.nobody,
-                groups: Vec::new(),
-            },
-        };
-        let user = Arc::new(user);
-        let mut users = self.users.write().unwrap_or_else(|p| p.into_inner());
-        if users.len() >= USERS {
-            // A guest can ask for any number; forgetting costs only another look-up.
-            users.clear();
-        }
-        users.insert(uid, user.clone());
-        Ok(user)
-    }
-
     /// Makes this thread work as `caller` (in the host's numbers): its file system user, its primary group, or
-    /// the group it names if it is a member, and its supplementary groups. A caller who named nobody works as
-    /// the host's overflow user, who owns nothing.
+    /// the group it names if it is a member, its supplementary groups, and without the process's capabilities. A caller
+    /// who named nobody works as the host's overflow user, who owns nothing.
     pub fn enter(&self, caller: Caller) -> io::Result<AsUser<'_>> {
-        let uid = if caller.uid == u32::MAX {
-            self.nobody
-        } else {
-            caller.uid
+        let uid = match caller.uid {
+            u32::MAX => self.overflow,
+            uid => uid,
         };
-        let user = self.user(uid)?;
+        let user = self.users.get(uid).unwrap_or(&self.nobody);
         // Which group a new object gets is for the mode to set, as this user; naming a group gives no right to it.
         let gid = if user.groups.contains(&caller.gid) {
             caller.gid
@@ -153,12 +131,10 @@ impl Credentials {
         cred::set_groups(&user.groups)?;
         cred::set_fsgid(gid)?;
         cred::set_fsuid(uid)?;
-        if self.uid != 0 && uid != self.uid {
-            // Only a change away from user 0 makes the kernel take the file system capabilities away.
-            let caps = FILE_SYSTEM
-                .iter()
-                .fold(self.caps, |caps, &cap| caps.with(cap, false));
-            caps.apply()?;
+        // By itself the kernel only takes the file system's own away, and only on a change away from user 0.
+        match uid {
+            0 => self.as_root.apply()?,
+            _ => self.as_user.apply()?,
         }
         Ok(guard)
     }
@@ -177,12 +153,6 @@ impl Drop for AsUser<'_> {
         }
         SWITCHED.set(false);
     }
-}
-
-/// The number the host gives to whom it cannot name.
-fn overflow_id() -> u32 {
-    let read = std::fs::read_to_string("/proc/sys/kernel/overflowuid");
-    read.ok().and_then(|id| id.trim().parse().ok()).unwrap_or(65534)
 }
 
 /// Names of the capabilities that a share whose owners are the host's needs and this process lacks; `devices`: the

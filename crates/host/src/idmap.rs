@@ -386,6 +386,20 @@ impl IdMaps {
         self.groups.reaches(host) && !self.is_forbidden(host)
     }
 
+    /// Users of the host that the options name: whom files are squashed to, and those of ranges as far as these are
+    /// few, `most` in all.
+    pub fn named_users(&self, most: usize) -> Vec<u32> {
+        let squashed = [self.users.squash_root, self.users.squash_all]
+            .into_iter()
+            .flatten();
+        let mapped = self
+            .users
+            .by_host
+            .iter()
+            .flat_map(|range| range.host..range.host + range.count);
+        squashed.chain(mapped).take(most).collect()
+    }
+
     /// The user that the guest sees.
     pub fn uid_to_guest(&self, uid: u32) -> u32 {
         self.users.to_guest(uid)

@@ -28,6 +28,7 @@ mod squash;
 mod surroundings;
 pub mod sys;
 pub mod types;
+pub mod users;
 mod version;
 pub mod virtfs;
 
@@ -41,3 +42,4 @@ pub use options::{CheckAccess, FileHandles, KernelXattrs, MayHang, MultiDevs, Se
 pub use share::{DirEntry, Handle, Listing, Object, Share};
 pub use surroundings::{MountList, Surroundings};
 pub use sys::close;
+pub use users::Users;

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::sys::{ProcFd, path};
+use crate::users::Users;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub struct Surroundings {
     pub(crate) proc: ProcFd,
     /// The text of mountinfo, with paths as this process sees them.
     pub(crate) mounts: String,
+    /// The host's users, where they have been asked for already.
+    pub(crate) users: Option<Users>,
 }
 
 impl Surroundings {
@@ -21,7 +24,14 @@ impl Surroundings {
         Surroundings {
             proc: ProcFd::from(descriptors),
             mounts,
+            users: None,
         }
+    }
+
+    /// The same with what [`Users::of`] has given while the host's user database could be reached.
+    #[must_use]
+    pub fn with_users(self, users: Option<Users>) -> Surroundings {
+        Surroundings { users, ..self }
     }
 
     /// Of a process that keeps its root directory.
@@ -38,6 +48,7 @@ impl Surroundings {
         Ok(Surroundings {
             proc,
             mounts: mounts.read(),
+            users: None,
         })
     }
 }

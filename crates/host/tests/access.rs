@@ -225,6 +225,120 @@ fn with_check_access_host_an_operation_has_the_users_rights_and_no_more() {
     assert_eq!(f.attr(&tool).mode, 0o100755);
 }
 
+/// The sets that the kernel shows, by their names there.
+fn capability_sets() -> Vec<(String, u64)> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let lines = status.lines().filter_map(|line| line.split_once(":\t"));
+    lines
+        .filter(|(name, _)| name.starts_with("Cap"))
+        .map(|(name, set)| (name.to_owned(), u64::from_str_radix(set, 16).unwrap()))
+        .collect()
+}
+
+#[test]
+fn a_thread_that_works_as_a_user_has_no_capability_but_the_way_back() {
+    use host::sys::cred::{CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_SETGID, CAP_SETUID, Caps};
+    if !is_root() {
+        return;
+    }
+    let effective = || {
+        capability_sets()
+            .into_iter()
+            .find(|(name, _)| name == "CapEff")
+            .unwrap()
+            .1
+    };
+    let bits = |caps: &[u32]| caps.iter().fold(0, |set, cap| set | 1u64 << cap);
+    let before = capability_sets();
+    let caps = Caps::current().unwrap();
+    let credentials = host::creds::Credentials::new(caps, host::Users::read(&[])).unwrap();
+    for who in [user(5001), user(u32::MAX), user(65534), user(1)] {
+        let guard = credentials.enter(who).unwrap();
+        assert_eq!(effective(), bits(&[CAP_SETUID, CAP_SETGID]), "{who:?}");
+        drop(guard);
+        assert_eq!(capability_sets(), before);
+    }
+    let guard = credentials.enter(ROOT).unwrap();
+    let as_root = [CAP_SETUID, CAP_SETGID, CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER];
+    assert_eq!(effective(), bits(&as_root));
+    drop(guard);
+    assert_eq!(capability_sets(), before);
+    // Without the others, what it has not it does not get.
+    let less = || {
+        Caps::current().unwrap().with(CAP_CHOWN, false).apply().unwrap();
+        let caps = Caps::current().unwrap();
+        let credentials = host::creds::Credentials::new(caps, host::Users::read(&[])).unwrap();
+        let _guard = credentials.enter(ROOT).unwrap();
+        assert_eq!(effective() & bits(&[CAP_CHOWN]), 0);
+    };
+    std::thread::scope(|scope| scope.spawn(less).join().unwrap());
+}
+
+/// An ext4 of which 40 % are kept for root, mounted at `at`; `None` where that cannot be had.
+fn reserved_for_root(image: &Path, at: &Path) -> Option<Mounted> {
+    use std::process::Command;
+    std::fs::File::create(image).unwrap().set_len(16 << 20).unwrap();
+    let made = Command::new("mkfs.ext4")
+        .args(["-q", "-F", "-m", "40"])
+        .arg(image)
+        .status();
+    let mounted = |_| {
+        Command::new("mount")
+            .args(["-o", "loop"])
+            .args([image, at])
+            .status()
+    };
+    made.and_then(mounted)
+        .is_ok_and(|status| status.success())
+        .then(|| Mounted::at(at))
+}
+
+/// With the capability, a write uses blocks that are kept for root, and goes beyond quotas.
+#[test]
+fn a_user_does_not_write_where_only_the_process_may() {
+    if !is_root() || !own_mounts() {
+        return;
+    }
+    let f = Fixture::with(SecurityModel::Passthrough, |o| o.check_access = CheckAccess::Host);
+    let full = f.dir.join("full");
+    std::fs::create_dir(&full).unwrap();
+    let Some(_mount) = reserved_for_root(&f.dir.join("image"), &full) else {
+        println!("left out: no ext4 on a loop device here");
+        return;
+    };
+    std::fs::set_permissions(&full, PermissionsExt::from_mode(0o777)).unwrap();
+    let open = |who: Caller, file: &str| {
+        let (dir, file) = (f.walk("full"), name(file));
+        let (_, file, _) = f
+            .share
+            .create(who, &dir.object(), &file, libc::O_RDWR, 0o600)
+            .unwrap();
+        file
+    };
+    let who = Caller {
+        uid: 5001,
+        gid: u32::MAX,
+    };
+    let users = open(who, "users");
+    let write = |file: &std::os::fd::OwnedFd| {
+        use std::os::fd::AsFd;
+        let mut bytes = vec![7u8; 64 << 10];
+        // SAFETY: `bytes` lives over the calls.
+        let iov = unsafe { [host::IoVec::new(bytes.as_mut_ptr(), bytes.len())] };
+        let mut at = 0;
+        loop {
+            match f.share.write(who, file.as_fd(), &iov, at, false) {
+                Ok(written) => at += written as u64,
+                Err(e) => break (at, e.raw_os_error()),
+            }
+        }
+    };
+    let (users, why) = write(&users);
+    assert_eq!(why, Some(libc::ENOSPC));
+    let stat = f.share.statfs(ROOT, &f.walk("full").object()).unwrap();
+    assert!(users > 0 && stat.bfree > 1000, "{users} {stat:?}");
+}
+
 #[test]
 fn a_thread_that_cannot_get_its_own_rights_back_ends_the_process() {
     use host::sys::cred::{CAP_SETGID, Caps};
@@ -235,7 +349,7 @@ fn a_thread_that_cannot_get_its_own_rights_back_ends_the_process() {
     }
     if std::env::var_os(CHILD).is_some() {
         let caps = Caps::current().unwrap();
-        let credentials = host::creds::Credentials::new(caps).unwrap();
+        let credentials = host::creds::Credentials::new(caps, host::Users::read(&[])).unwrap();
         let guard = credentials.enter(user(5001)).unwrap();
         Caps::current().unwrap().with(CAP_SETGID, false).apply().unwrap();
         drop(guard);

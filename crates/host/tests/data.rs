@@ -20,8 +20,8 @@ fn data_goes_where_it_belongs() {
     // An offset beyond what a file can have is an error, not a negative number.
     assert_eq!(errno(f.read(&node, u64::MAX, 1, false)), libc::EINVAL);
     assert_eq!(errno(f.write(&node, u64::MAX, b"x")), libc::EINVAL);
-    f.share.fsync(node.file(), false).unwrap();
-    f.share.fsync(node.file(), true).unwrap();
+    f.share.fsync(ROOT, node.file(), false).unwrap();
+    f.share.fsync(ROOT, node.file(), true).unwrap();
     let reader = f.open("file", libc::O_RDONLY);
     assert_eq!(errno(f.write(&reader, 0, b"x")), libc::EBADF);
 }
@@ -50,7 +50,7 @@ fn a_list_of_more_pieces_than_the_kernel_takes_is_a_short_count() {
         .map(|b| unsafe { IoVec::new(b.as_mut_ptr(), 1) })
         .collect();
     assert_eq!(f.share.write(ROOT, node.file(), &iov, 0, false).unwrap(), 1024);
-    assert_eq!(f.share.read(node.file(), &iov, 0, false).unwrap(), 1024);
+    assert_eq!(f.share.read(ROOT, node.file(), &iov, 0, false).unwrap(), 1024);
 }
 
 #[test]

@@ -147,11 +147,12 @@ fn the_parent_is_found_without_going_up_to_the_root() {
         .unwrap();
     let id = f
         .share
-        .identify(&Object::by_path(above.as_fd(), libc::S_IFDIR))
+        .identify(ROOT, &Object::by_path(above.as_fd(), libc::S_IFDIR))
         .unwrap();
-    let is = f
-        .share
-        .identify(&Object::by_path(open_path(&near, c"..").as_fd(), libc::S_IFDIR));
+    let is = f.share.identify(
+        ROOT,
+        &Object::by_path(open_path(&near, c"..").as_fd(), libc::S_IFDIR),
+    );
     assert_eq!(id, is.unwrap());
     fill(near, 1000);
 }
@@ -285,7 +286,7 @@ fn versions_tell_changes_apart(f: &Fixture, path: &str, tick: u64) {
             0 => std::fs::write(f.dir.join(path), b"same size").unwrap(),
             _ => drop(f.write(&node, 0, b"SAME SIZE").unwrap()),
         }
-        let version = f.share.identify(&node.object()).unwrap().version;
+        let version = f.share.identify(ROOT, &node.object()).unwrap().version;
         assert!(seen.insert(version), "{path}: the same after change {round}");
     }
     // What has been left alone for longer than the file system's clock takes to move keeps its version.
@@ -371,7 +372,7 @@ fn a_handle_outlives_every_descriptor_but_not_its_object() {
         std::fs::rename(f.dir.join("dir"), f.dir.join("moved")).unwrap();
         let fd = f.share.open_handle(handle.as_bytes()).unwrap();
         let object = host::Object::by_path(fd.as_fd(), 0);
-        assert_eq!(f.share.identify(&object).unwrap().ino, ino);
+        assert_eq!(f.share.identify(ROOT, &object).unwrap().ino, ino);
         assert!(f.share.is_of_handle(fd.as_fd(), handle.as_bytes()));
         f.share.open_object(ROOT, &object, libc::O_RDONLY).unwrap();
         let mut other = handle.as_bytes().to_vec();

@@ -30,7 +30,7 @@ impl Session {
 
     /// Whether `are` so the bytes and names of the fid's object; not of one that would have to be found first.
     fn stores(&self, fid: u32, are: impl FnOnce(u64, u64) -> bool) -> bool {
-        let stored = self.at_once(fid, |_, object| self.share.stored(object));
+        let stored = self.at_once(fid, |caller, object| self.share.stored(caller, object));
         matches!(stored, Some(Ok((bytes, links))) if are(bytes, links))
     }
 
@@ -39,7 +39,7 @@ impl Session {
     pub(crate) fn last_of_much(&self, tables: &mut Tables, number: u32) -> bool {
         let stored = tables
             .last_of_removed(number)
-            .map(|object| self.share.stored(&object));
+            .map(|(caller, object)| self.share.stored(caller, &object));
         matches!(stored, Some(Ok((bytes, 0))) if bytes >= MUCH)
     }
 }

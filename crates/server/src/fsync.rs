@@ -3,6 +3,7 @@
 use wire::{Rfsync, Tfsync};
 
 use crate::failure::Failure;
+use crate::pin::NOGID;
 use crate::reply::Reply;
 use crate::request::{How, Outcome};
 use crate::session::Session;
@@ -18,7 +19,8 @@ impl Session {
         if how == How::Inline {
             return Ok(Outcome::Defer);
         }
-        self.share.fsync(pin.file()?, m.datasync != 0)?;
+        self.share
+            .fsync(pin.caller(NOGID), pin.file()?, m.datasync != 0)?;
         Ok(reply.send(&Rfsync))
     }
 }

@@ -91,7 +91,7 @@ impl Session {
             scratch.iov.clear();
             IoVec::slice_into(request.reply, Rread::HEADER_LEN + done, ask, &mut scratch.iov);
             let at = m.offset.checked_add(done as u64).ok_or(EINVAL)?;
-            match self.share.read(file, &scratch.iov, at, inline) {
+            match self.share.read(pin.caller(NOGID), file, &scratch.iov, at, inline) {
                 Ok(0) => break,
                 Ok(read) => {
                     done += read.min(ask);

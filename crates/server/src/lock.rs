@@ -12,7 +12,7 @@ use std::hash::BuildHasher;
 use std::os::fd::AsFd;
 
 use host::Object;
-use host::sys::io::{Lock, get_lock, set_lock};
+use host::sys::io::Lock;
 use wire::{
     Message, P9_LOCK_BLOCKED, P9_LOCK_FLAGS_BLOCK, P9_LOCK_SUCCESS, P9_LOCK_TYPE_RDLCK, P9_LOCK_TYPE_UNLCK,
     P9_LOCK_TYPE_WRLCK, Rgetlock, Rlock, Tgetlock, Tlock,
@@ -174,21 +174,21 @@ impl Session {
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
             Err(error) => Err(Failure::from(error)),
         };
+        let caller = pin.caller(NOGID);
         if let Some(inode) = out.inode() {
-            return granted(set_lock(inode.file.as_fd(), lock));
+            return granted(self.share.set_lock(caller, inode.file.as_fd(), lock));
         }
         self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
         let object = Object {
             file: None,
             ..pin.object()?
         };
-        let caller = pin.caller(NOGID);
         // An exclusive lock takes a description open for writing, whatever the guest's own was.
         let file = self
             .share
             .open_object(caller, &object, libc::O_RDWR)
             .or_else(|_| self.share.open_object(caller, &object, libc::O_RDONLY))?;
-        let taken = granted(set_lock(file.as_fd(), lock))?;
+        let taken = granted(self.share.set_lock(caller, file.as_fd(), lock))?;
         if taken {
             out.begin(Inode::new(file));
         }
@@ -228,10 +228,11 @@ impl Session {
         let Some(mut out) = self.take_out(same, how) else {
             return Ok(Outcome::Defer);
         };
+        let caller = pin.caller(NOGID);
         // Asked through the description that holds the session's own, which is then not in the way.
         let found = match out.inode() {
-            Some(inode) => get_lock(inode.file.as_fd(), lock)?,
-            None => get_lock(pin.file()?, lock)?,
+            Some(inode) => self.share.get_lock(caller, inode.file.as_fd(), lock)?,
+            None => self.share.get_lock(caller, pin.file()?, lock)?,
         };
         drop(out);
         let mut answer = Rgetlock {

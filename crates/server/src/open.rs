@@ -125,10 +125,13 @@ impl Session {
         };
         // Of the open file, not of what has the name now. Version 0 would turn Linux's page cache off for this file
         // (`v9fs_fid_add_modes`); `host` never gives that.
-        let id = self.share.identify(&Object {
-            file: Some(file.as_fd()),
-            ..pin.object()?
-        })?;
+        let id = self.share.identify(
+            caller,
+            &Object {
+                file: Some(file.as_fd()),
+                ..pin.object()?
+            },
+        )?;
         self.with(|tables| tables.open(pin.view(), file, state, how))?;
         drop(pin);
         self.keep_budget();

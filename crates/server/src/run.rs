@@ -202,7 +202,9 @@ impl Session {
 
     fn read_run(&self, pin: &Pin<'_>, first: &Span, scratch: &Scratch) -> Option<usize> {
         let file = pin.file().ok()?;
-        self.share.read(file, &scratch.iov, first.offset, true).ok()
+        self.share
+            .read(pin.caller(NOGID), file, &scratch.iov, first.offset, true)
+            .ok()
     }
 
     fn write_run(&self, pin: &Pin<'_>, first: &Span, total: usize, scratch: &Scratch) -> Option<usize> {

@@ -251,14 +251,18 @@ impl Tables {
         Some(Glance { object, uid })
     }
 
-    /// The fid `number`, if it is the last of a regular file of which a name may have been removed while the client
-    /// knew it.
+    /// Who has the fid `number`, and its object, if it is the last of a regular file of which a name may have been removed
+    /// while the client knew it.
     #[inline]
-    pub(crate) fn last_of_removed(&self, number: u32) -> Option<Object<'_>> {
+    pub(crate) fn last_of_removed(&self, number: u32) -> Option<(Caller, Object<'_>)> {
         let fid = self.fids.get(self.find(number)?)?;
         let node = self.nodes.get(fid.node)?;
         let last = node.host_type() == libc::S_IFREG && self.nodes.last_of_removed(node);
-        node.object().filter(|_| last)
+        let caller = Caller {
+            uid: fid.uid,
+            gid: NOGID,
+        };
+        node.object().filter(|_| last).map(|object| (caller, object))
     }
 
     /// Ends [`Tables::pin`].

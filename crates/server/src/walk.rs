@@ -235,7 +235,7 @@ impl Session {
             Step::Stay => {
                 let id = match &progress.here {
                     Some((_, id)) => *id,
-                    None => self.share.identify(&from)?,
+                    None => self.share.identify(caller, &from)?,
                 };
                 return Ok(qid(&id));
             }

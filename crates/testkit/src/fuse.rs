@@ -3,6 +3,7 @@
 //! It has a root directory for everybody and, in it, `file`. Every other name but those that begin with `hang` is
 //! none; looking up those is answered when the test says so.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -15,7 +16,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// Opcodes of linux/fuse.h.
-mod op {
+#[expect(missing_docs, reason = "the names are the header's")]
+pub mod op {
     pub const LOOKUP: u32 = 1;
     pub const FORGET: u32 = 2;
     pub const GETATTR: u32 = 3;
@@ -69,6 +71,8 @@ pub struct Script {
     pub opened: i32,
     /// FLUSHes seen.
     pub flushes: usize,
+    /// Which users have asked, by opcode; but for a file's end, which is the kernel's to tell.
+    pub askers: BTreeMap<u32, BTreeSet<u32>>,
 }
 
 /// A mounted file system, gone with the value.
@@ -159,9 +163,16 @@ impl Server {
         let (unique, node) = (long(message, 8), long(message, 16));
         let body = &message[HEADER..];
         let mut script = script(&self.script);
+        let opcode = word(message, 4);
+        if !matches!(
+            opcode,
+            op::INIT | op::FLUSH | op::RELEASE | op::FORGET | op::BATCH_FORGET | op::INTERRUPT
+        ) {
+            script.askers.entry(opcode).or_default().insert(word(message, 24));
+        }
         let ok = |body: &[u8]| reply(&self.device, unique, 0, body);
         let errno = |errno: i32| reply(&self.device, unique, -errno, &[]);
-        match word(message, 4) {
+        match opcode {
             op::INIT => {
                 let mut out = [0; 64];
                 out[0..4].copy_from_slice(&7u32.to_ne_bytes());

@@ -8,6 +8,7 @@ use super::{Object, Share};
 use crate::attr::Caller;
 use crate::iovec::IoVec;
 use crate::sys;
+use crate::sys::io::Lock;
 
 /// What an open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_DIRECT (the guest's buffers need not be
 /// aligned as the host wants them), O_NOFOLLOW (there is no link to follow), and nothing that changes what a
@@ -77,7 +78,18 @@ impl Share {
 
     /// preadv2 at `offset`. With `nowait`: EAGAIN when the data is not in the page cache (a short count when part
     /// of it is); file systems that cannot tell are read plainly when they never wait (tmpfs), else EAGAIN.
-    pub fn read(&self, file: BorrowedFd<'_>, to: &[IoVec], offset: u64, nowait: bool) -> io::Result<usize> {
+    pub fn read(
+        &self,
+        caller: Caller,
+        file: BorrowedFd<'_>,
+        to: &[IoVec],
+        offset: u64,
+        nowait: bool,
+    ) -> io::Result<usize> {
+        self.as_caller(caller, || self.read_now(file, to, offset, nowait))
+    }
+
+    fn read_now(&self, file: BorrowedFd<'_>, to: &[IoVec], offset: u64, nowait: bool) -> io::Result<usize> {
         if !nowait {
             return sys::io::read(file, to, offset, 0);
         }
@@ -113,10 +125,11 @@ impl Share {
         }
     }
 
-    /// pwritev2 at `offset`, or at the end when `append` (RWF_APPEND). EROFS. The count may be short.
+    /// pwritev2 at `offset`, or at the end when `append` (RWF_APPEND). EROFS. The count may be short. Whose write it is
+    /// matters though the file is open: blocks that are kept for root, and quotas, are given to this process.
     pub fn write(
         &self,
-        _caller: Caller,
+        caller: Caller,
         file: BorrowedFd<'_>,
         from: &[IoVec],
         offset: u64,
@@ -126,12 +139,27 @@ impl Share {
             return Err(sys::error(libc::EROFS));
         }
         let flags = if append { libc::RWF_APPEND } else { 0 };
-        sys::io::write(file, from, offset, flags)
+        self.as_caller(caller, || sys::io::write(file, from, offset, flags))
     }
 
     /// fsync or fdatasync.
-    pub fn fsync(&self, file: BorrowedFd<'_>, datasync: bool) -> io::Result<()> {
-        sys::io::sync(file, datasync)
+    pub fn fsync(&self, caller: Caller, file: BorrowedFd<'_>, datasync: bool) -> io::Result<()> {
+        self.as_caller(caller, || sys::io::sync(file, datasync))
+    }
+
+    /// Sets or clears a byte-range lock without waiting; EAGAIN when somebody else's is in the way.
+    pub fn set_lock(&self, caller: Caller, file: BorrowedFd<'_>, lock: Lock) -> io::Result<()> {
+        self.as_caller(caller, || sys::io::set_lock(file, lock))
+    }
+
+    /// The first lock in the way of `lock`, and the process that holds it.
+    pub fn get_lock(
+        &self,
+        caller: Caller,
+        file: BorrowedFd<'_>,
+        lock: Lock,
+    ) -> io::Result<Option<(Lock, i32)>> {
+        self.as_caller(caller, || sys::io::get_lock(file, lock))
     }
 }
 

@@ -27,6 +27,7 @@ use crate::passthrough::Passthrough;
 use crate::squash::Squash;
 use crate::surroundings::Surroundings;
 use crate::sys;
+use crate::users::Users;
 
 use attrs::Told;
 use data::ReadAhead;
@@ -96,9 +97,10 @@ impl Share {
     pub fn open_in(
         directory: &Path,
         options: &ShareOptions,
-        surroundings: Surroundings,
+        mut surroundings: Surroundings,
     ) -> Result<Share, String> {
         options.check()?;
+        let users = surroundings.users.take();
         let shown = options.directory.display();
         let root = std::fs::File::options();
         let root = {
@@ -147,7 +149,12 @@ impl Share {
                         .to_owned(),
                 );
             }
-            CheckAccess::Host => Some(Credentials::new(*context.caps())?),
+            CheckAccess::Host => {
+                let users = users
+                    .or_else(|| Users::of(options))
+                    .unwrap_or_else(|| Users::read(&[]));
+                Some(Credentials::new(*context.caps(), users)?)
+            }
         };
         Ok(Share {
             mode,
@@ -171,7 +178,20 @@ impl Share {
         &self.context.options().ids
     }
 
-    /// Does `work` with the rights that count for `caller`, and explains a refusal in the log.
+    /// Does `work` with the rights that count for `caller`.
+    #[inline]
+    fn as_caller<T>(&self, caller: Caller, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        match &self.credentials {
+            None => work(),
+            Some(credentials) => {
+                let host = self.ids().caller_to_host(caller)?;
+                let _user = credentials.enter(host)?;
+                work()
+            }
+        }
+    }
+
+    /// As [`Share::as_caller`], and explains a refusal in the log.
     fn run<T>(
         &self,
         op: &'static str,
@@ -180,15 +200,7 @@ impl Share {
         name: Option<&Name>,
         work: impl FnOnce() -> io::Result<T>,
     ) -> io::Result<T> {
-        let result = match &self.credentials {
-            None => work(),
-            Some(credentials) => self
-                .ids()
-                .caller_to_host(caller)
-                .and_then(|host| credentials.enter(host))
-                .and_then(|_user| work()),
-        };
-        result.inspect_err(|error| {
+        self.as_caller(caller, work).inspect_err(|error| {
             let errno = sys::errno(error);
             if matches!(errno, libc::EACCES | libc::EPERM | libc::EROFS) {
                 let refusal = Refusal {

@@ -115,8 +115,8 @@ impl Share {
     }
 
     /// Which object, which version: one statx where the mode maps no types.
-    pub fn identify(&self, object: &Object<'_>) -> io::Result<Identity> {
-        self.mode.identify(object)
+    pub fn identify(&self, caller: Caller, object: &Object<'_>) -> io::Result<Identity> {
+        self.as_caller(caller, || self.mode.identify(object))
     }
 
     /// Puts all attributes into `attr`, which is not handed about by value, because it is a large record. One fstat where
@@ -129,8 +129,8 @@ impl Share {
     }
 
     /// Bytes that the object takes in storage, and its names; as the host has them, whatever the mode. One system call.
-    pub fn stored(&self, object: &Object<'_>) -> io::Result<(u64, u64)> {
-        let stat = self.context.stat_without_birth(object)?;
+    pub fn stored(&self, caller: Caller, object: &Object<'_>) -> io::Result<(u64, u64)> {
+        let stat = self.as_caller(caller, || self.context.stat_without_birth(object))?;
         // stat(2) counts in these whatever the block size.
         Ok((stat.blocks().saturating_mul(512), stat.nlink()))
     }

@@ -1,7 +1,7 @@
 //! Credentials and capabilities of the calling THREAD: the raw calls, because libc's setgroups and its kin change
 //! every thread of the process.
 
-use std::io::{Error, Result};
+use std::io::Result;
 
 use super::{error, retry};
 
@@ -79,6 +79,17 @@ impl Caps {
         self
     }
 
+    /// The same with none effective but those of `keep` that are so now.
+    #[must_use]
+    pub fn reduced_to(self, keep: &[u32]) -> Caps {
+        let mut reduced = self;
+        for word in &mut reduced.0 {
+            word.effective = 0;
+        }
+        keep.iter()
+            .fold(reduced, |caps, &cap| caps.with(cap, self.has(cap)))
+    }
+
     /// Makes them those of the calling thread. EPERM when one is not permitted.
     pub fn apply(&self) -> Result<()> {
         let mut header = header();
@@ -143,48 +154,4 @@ pub fn groups() -> Result<Vec<u32>> {
     let count = retry(|| unsafe { libc::getgroups(groups.len() as i32, groups.as_mut_ptr()) })?;
     groups.truncate(usize::try_from(count).unwrap_or(0));
     Ok(groups)
-}
-
-/// A user's primary group and all groups it is a member of, from the host's user database; `None` for a user the
-/// host does not know.
-pub fn host_groups(uid: u32) -> Result<Option<(u32, Vec<u32>)>> {
-    // SAFETY: a passwd of zeros is a valid record to be filled.
-    let mut record: libc::passwd = unsafe { std::mem::zeroed() };
-    let mut found: *mut libc::passwd = std::ptr::null_mut();
-    let mut strings = vec![0 as libc::c_char; 16 * 1024];
-    // SAFETY: all pointers live over the call and `strings` has the room it says.
-    let status = unsafe {
-        libc::getpwuid_r(
-            uid,
-            &raw mut record,
-            strings.as_mut_ptr(),
-            strings.len(),
-            &raw mut found,
-        )
-    };
-    if found.is_null() {
-        return match status {
-            // The manual lists these as "not found" of various databases.
-            0 | libc::ENOENT | libc::ESRCH | libc::EBADF | libc::EPERM => Ok(None),
-            number => Err(Error::from_raw_os_error(number)),
-        };
-    }
-    let mut groups = vec![0 as libc::gid_t; 64];
-    loop {
-        let mut count = groups.len() as libc::c_int;
-        // SAFETY: the name is NUL-terminated in `strings`; `groups` has room for `count`.
-        let result =
-            unsafe { libc::getgrouplist(record.pw_name, record.pw_gid, groups.as_mut_ptr(), &raw mut count) };
-        let count = usize::try_from(count).unwrap_or(0);
-        if result >= 0 {
-            groups.truncate(count);
-            return Ok(Some((record.pw_gid, groups)));
-        }
-        // NGROUPS_MAX; more cannot be set either.
-        if groups.len() >= 65536 {
-            return Err(error(libc::EINVAL));
-        }
-        let more = count.max(groups.len() * 2).min(65536);
-        groups.resize(more, 0);
-    }
 }

@@ -11,6 +11,7 @@ pub mod cred;
 pub mod handle;
 pub mod io;
 pub mod path;
+pub mod users;
 pub mod xattr;
 
 use std::ffi::CStr;

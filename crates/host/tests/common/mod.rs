@@ -170,7 +170,7 @@ impl Fixture {
         let mut bytes = vec![0; len];
         // SAFETY: `bytes` lives over the call.
         let iov = unsafe { [IoVec::new(bytes.as_mut_ptr(), len)] };
-        let got = self.share.read(node.file(), &iov, offset, nowait)?;
+        let got = self.share.read(ROOT, node.file(), &iov, offset, nowait)?;
         bytes.truncate(got);
         Ok(bytes)
     }
@@ -273,6 +273,13 @@ pub fn mount(kind: &CStr, at: &Path) {
 /// A mount, taken away with the value, whoever uses it: a test that fails must not go on to empty a directory in
 /// which something does not answer.
 pub struct Mounted(CString);
+
+impl Mounted {
+    /// What somebody else has mounted there.
+    pub fn at(at: &Path) -> Mounted {
+        Mounted(c(at.to_str().unwrap()))
+    }
+}
 
 impl Drop for Mounted {
     fn drop(&mut self) {

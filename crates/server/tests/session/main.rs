@@ -21,6 +21,7 @@ mod version;
 mod walk;
 mod xattr;
 
+mod callers;
 mod failing;
 mod hang;
 mod identity;
