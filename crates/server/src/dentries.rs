@@ -3,7 +3,7 @@
 //! An entry is a hint and nothing more: before it is used, the host is asked whether the name still leads there. So
 //! entries need no care when host or guest move things about, and only a digest of the name is kept.
 
-use crate::slab::spread;
+use crate::slab::Secret;
 
 /// Most entries. Each keeps a directory's node, and with that a descriptor, which can be evicted like any other.
 const MOST: usize = 128;
@@ -19,6 +19,7 @@ struct Dentry {
 #[derive(Debug)]
 pub(crate) struct Dentries {
     places: Box<[Dentry]>,
+    secret: Secret,
 }
 
 impl Dentries {
@@ -28,6 +29,7 @@ impl Dentries {
         // A power of two, so that a place is found without a division.
         Dentries {
             places: vec![Dentry::default(); 1 << count.ilog2()].into(),
+            secret: Secret::new(),
         }
     }
 
@@ -39,7 +41,7 @@ impl Dentries {
     /// The node that `name` in the directory `parent` led to.
     #[inline]
     pub(crate) fn find(&mut self, parent: u32, name: &[u8]) -> Option<u32> {
-        let digest = digest(parent, name);
+        let digest = digest(&self.secret, parent, name);
         let place = self.place(digest)?;
         (place.digest == digest).then_some(place.node)
     }
@@ -48,7 +50,7 @@ impl Dentries {
     /// reference is to be released instead.
     #[must_use]
     pub(crate) fn put(&mut self, parent: u32, name: &[u8], node: u32) -> Option<u32> {
-        let digest = digest(parent, name);
+        let digest = digest(&self.secret, parent, name);
         let Some(place) = self.place(digest) else {
             return Some(node);
         };
@@ -59,7 +61,7 @@ impl Dentries {
     /// Forgets where `name` in `parent` led; gives the node to be released.
     #[must_use]
     pub(crate) fn forget(&mut self, parent: u32, name: &[u8]) -> Option<u32> {
-        let digest = digest(parent, name);
+        let digest = digest(&self.secret, parent, name);
         let place = self.place(digest).filter(|place| place.digest == digest)?;
         Some(std::mem::take(place).node)
     }
@@ -75,15 +77,15 @@ impl Dentries {
 
 /// Two names with one digest cost a look in vain.
 #[inline]
-fn digest(parent: u32, name: &[u8]) -> u64 {
-    let mut digest = spread(u64::from(parent) << 32 | name.len() as u64);
+fn digest(secret: &Secret, parent: u32, name: &[u8]) -> u64 {
+    let mut digest = secret.spread(u64::from(parent) << 32 | name.len() as u64);
     let (words, rest) = name.as_chunks::<8>();
     for word in words {
-        digest = spread(digest ^ u64::from_le_bytes(*word));
+        digest = secret.spread(digest ^ u64::from_le_bytes(*word));
     }
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);
-    spread(digest ^ u64::from_le_bytes(last)).max(1)
+    secret.spread(digest ^ u64::from_le_bytes(last)).max(1)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use host::{FileType, Identity, Object};
 
 use crate::bytes::ByteStore;
 use crate::pin::Raw;
-use crate::slab::{HashedSlab, Keyed, NONE, spread};
+use crate::slab::{HashedSlab, Keyed, NONE, Secret};
 
 pub(crate) use evict::{Known, Start};
 
@@ -47,8 +47,9 @@ impl Same {
         }
     }
 
-    fn hash(self) -> u64 {
-        spread(self.ino ^ self.dev.rotate_left(32))
+    /// Inode numbers are used again and again, so a client can have any number of nodes that differ only in their birth.
+    fn hash(self, secret: &Secret) -> u64 {
+        secret.spread(secret.spread(self.ino ^ self.dev.rotate_left(32)) ^ self.birth)
     }
 }
 
@@ -118,8 +119,8 @@ impl Node {
 }
 
 impl Keyed for Node {
-    fn hash(&self) -> u64 {
-        self.same.hash()
+    fn hash(&self, secret: &Secret) -> u64 {
+        self.same.hash(secret)
     }
     fn chain(&self) -> u32 {
         self.chain
@@ -189,7 +190,10 @@ impl Nodes {
         dead: &mut Vec<OwnedFd>,
     ) -> u32 {
         let same = Same::of(id);
-        if let Some(number) = self.nodes.find(same.hash(), |node| node.same == same) {
+        let found = self
+            .nodes
+            .find(|secret| same.hash(secret), |node| node.same == same);
+        if let Some(number) = found {
             // While its descriptor is open nothing else can get the inode number.
             if self.is_open(number) || self.tells(number, fd.as_fd(), has_handle) {
                 self.restore(number, fd, dead);
@@ -275,7 +279,8 @@ impl Nodes {
     #[inline]
     pub(crate) fn find(&self, id: &Identity) -> Option<u32> {
         let same = Same::of(id);
-        self.nodes.find(same.hash(), |node| node.same == same)
+        self.nodes
+            .find(|secret| same.hash(secret), |node| node.same == same)
     }
 
     /// Notes that the node is at `path` below `parent` now.

@@ -4,6 +4,8 @@
 //! without pointers between them. Whoever uses a record outside the session's lock counts itself in the record's
 //! `pins` first; a pinned record is not removed, so a number needs no generation.
 
+use std::hash::{BuildHasher, RandomState};
+
 /// "No record".
 pub(crate) const NONE: u32 = u32::MAX;
 
@@ -121,32 +123,65 @@ impl<T> Slab<T> {
 
 /// A record that is found by a key of its own.
 pub(crate) trait Keyed {
-    /// Spreads the key over 64 bits.
-    fn hash(&self) -> u64;
+    /// The key's place in an index that has these secrets.
+    fn hash(&self, secret: &Secret) -> u64;
     /// Where the record keeps the number of the next one in its bucket.
     fn chain(&self) -> u32;
     /// As above, to be changed.
     fn set_chain(&mut self, next: u32);
 }
 
-/// Spreads a number over 64 bits (Fibonacci hashing). A guest that picks colliding fids slows only itself.
-pub(crate) fn spread(key: u64) -> u64 {
-    let x = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    x ^ (x >> 29)
+/// What makes an index's order nobody's to know: a client chooses its fids, and which inodes it looks at, and if it
+/// could choose them to meet in one bucket, each of its requests would search a long list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Secret([u64; 4]);
+
+impl Secret {
+    /// From the system's random numbers.
+    pub(crate) fn new() -> Secret {
+        let state = RandomState::new();
+        Secret([0u8, 1, 2, 3].map(|which| state.hash_one(which)))
+    }
+
+    /// Spreads a number over 64 bits: the two halves of a product, folded, twice, as wyhash does it. Two multiplications,
+    /// and without the secret nobody can tell which numbers meet.
+    #[inline]
+    pub(crate) fn spread(&self, key: u64) -> u64 {
+        let [a, b, c, d] = self.0;
+        let product = |x: u64, y: u64| {
+            let product = u128::from(x) * u128::from(y);
+            (product as u64, (product >> 64) as u64)
+        };
+        let (low, high) = product(key ^ a, b);
+        let (low, high) = product(low ^ c, high ^ d);
+        low ^ high
+    }
 }
 
-/// A [`Slab`] with an index over its records' keys: chains through the records, 4 to 8 bytes of bucket each.
+/// A [`Slab`] with an index over its records' keys: chains through the records, 4 bytes of bucket each.
+///
+/// The index grows by a bucket with each record that finds none to spare, whose records are taken from one other bucket
+/// (linear hashing): to make a new index of millions of records at once would hold up everything else.
 #[derive(Debug)]
 pub(crate) struct HashedSlab<T> {
     records: Slab<T>,
+    /// More than half of `mask` + 1. Those that there are not yet are their halves' part.
     buckets: Vec<u32>,
+    /// A power of two less one.
+    mask: usize,
+    secret: Secret,
 }
+
+/// Buckets to begin with, a power of two.
+const BUCKETS: usize = 64;
 
 impl<T> Default for HashedSlab<T> {
     fn default() -> Self {
         HashedSlab {
             records: Slab::default(),
-            buckets: vec![NONE; 64],
+            buckets: vec![NONE; BUCKETS],
+            mask: BUCKETS - 1,
+            secret: Secret::new(),
         }
     }
 }
@@ -154,14 +189,17 @@ impl<T> Default for HashedSlab<T> {
 impl<T: Keyed> HashedSlab<T> {
     #[inline]
     fn bucket(&self, hash: u64) -> usize {
-        // The length is a power of two.
-        (hash >> 16) as usize & (self.buckets.len() - 1)
+        let bucket = (hash >> 16) as usize & self.mask;
+        match bucket < self.buckets.len() {
+            true => bucket,
+            false => bucket & (self.mask >> 1),
+        }
     }
 
-    /// The record with this key.
+    /// The record that `is` the one of the key with this hash.
     #[inline]
-    pub(crate) fn find(&self, hash: u64, is: impl Fn(&T) -> bool) -> Option<u32> {
-        let mut number = *self.buckets.get(self.bucket(hash))?;
+    pub(crate) fn find(&self, hash: impl Fn(&Secret) -> u64, is: impl Fn(&T) -> bool) -> Option<u32> {
+        let mut number = *self.buckets.get(self.bucket(hash(&self.secret)))?;
         while let Some(record) = self.records.get(number) {
             if is(record) {
                 return Some(number);
@@ -182,7 +220,7 @@ impl<T: Keyed> HashedSlab<T> {
     }
 
     fn index(&mut self, number: u32) {
-        let Some(hash) = self.records.get(number).map(Keyed::hash) else {
+        let Some(hash) = self.records.get(number).map(|record| record.hash(&self.secret)) else {
             return;
         };
         let bucket = self.bucket(hash);
@@ -192,21 +230,38 @@ impl<T: Keyed> HashedSlab<T> {
         }
     }
 
+    /// One bucket more.
     fn grow(&mut self) {
-        // Records that were unindexed must stay so: walk the chains, not the slab.
-        let old = std::mem::take(&mut self.buckets);
-        self.buckets = vec![NONE; old.len() * 2];
-        for mut number in old {
-            while let Some(next) = self.records.get(number).map(Keyed::chain) {
-                self.index(number);
-                number = next;
-            }
+        let new = self.buckets.len();
+        if new > self.mask {
+            self.mask = self.mask << 1 | 1;
+        }
+        self.buckets.push(NONE);
+        let Some(old) = self.buckets.get_mut(new & (self.mask >> 1)) else {
+            return;
+        };
+        // Records that were unindexed stay so: only this chain's are put anew, the last first, so that their order
+        // remains.
+        let mut reversed = NONE;
+        let mut number = std::mem::replace(old, NONE);
+        while let Some(record) = self.records.get_mut(number) {
+            let next = record.chain();
+            record.set_chain(reversed);
+            (reversed, number) = (number, next);
+        }
+        while let Some(next) = self.records.get(reversed).map(Keyed::chain) {
+            self.index(reversed);
+            reversed = next;
         }
     }
 
     /// Takes the record out of the index but leaves it under its number.
     pub(crate) fn unindex(&mut self, number: u32) {
-        let Some((hash, next)) = self.records.get(number).map(|r| (r.hash(), r.chain())) else {
+        let Some((hash, next)) = self
+            .records
+            .get(number)
+            .map(|r| (r.hash(&self.secret), r.chain()))
+        else {
             return;
         };
         let bucket = self.bucket(hash);
@@ -269,9 +324,9 @@ mod tests {
     }
 
     impl Keyed for Record {
-        fn hash(&self) -> u64 {
+        fn hash(&self, secret: &Secret) -> u64 {
             // Few buckets, so that chains are long.
-            spread(self.key % 7)
+            secret.spread(self.key % 7)
         }
         fn chain(&self) -> u32 {
             self.chain
@@ -288,7 +343,7 @@ mod tests {
             let mut model = HashMap::new();
             for (key, step) in steps {
                 let is = |r: &Record| r.key == key;
-                let found = slab.find(spread(key % 7), is);
+                let found = slab.find(|secret| secret.spread(key % 7), is);
                 prop_assert_eq!(found, model.get(&key).copied());
                 match (step, found) {
                     (0, Some(number)) => {
@@ -323,5 +378,69 @@ mod tests {
         assert_eq!(slab.get(numbers[2999]), Some(&2999));
         assert_eq!(slab.get(NONE), None);
         assert_eq!(slab.len(), 3000);
+    }
+
+    /// A record by its number, as fids are.
+    struct Fid(u32, u32);
+
+    impl Keyed for Fid {
+        fn hash(&self, secret: &Secret) -> u64 {
+            secret.spread(self.0.into())
+        }
+        fn chain(&self) -> u32 {
+            self.1
+        }
+        fn set_chain(&mut self, next: u32) {
+            self.1 = next;
+        }
+    }
+
+    /// Numbers that met in one bucket when everybody knew how they were spread.
+    fn met_once() -> Vec<u32> {
+        let spread = |key: u64| {
+            let x = key.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            x ^ (x >> 29)
+        };
+        let meeting = (0u32..).filter(|number| (spread((*number).into()) >> 16) & 0x7fff == 0);
+        meeting.take(2000).collect()
+    }
+
+    #[test]
+    fn nobody_can_choose_numbers_that_meet() {
+        let evenly = |numbers: &mut dyn Iterator<Item = u32>| {
+            let mut slab = HashedSlab::default();
+            for number in numbers {
+                slab.insert(Fid(number, NONE));
+            }
+            let depth = |mut at: u32| {
+                let mut depth = 0;
+                while let Some(next) = slab.get(at).map(Keyed::chain) {
+                    (at, depth) = (next, depth + 1);
+                }
+                depth
+            };
+            slab.buckets.iter().map(|bucket| depth(*bucket)).max().unwrap()
+        };
+        assert!(evenly(&mut met_once().into_iter()) < 20);
+        // Numbers in order and at any distance, too.
+        for shift in 0..20 {
+            assert!(evenly(&mut (0..4000).map(|i| i << shift)) < 20, "{shift}");
+        }
+    }
+
+    /// Each record that is added moves those of one bucket at most.
+    #[test]
+    fn an_index_grows_bit_by_bit() {
+        let mut slab = HashedSlab::default();
+        for number in 0..100_000 {
+            let before = slab.buckets.len();
+            slab.insert(Fid(number, NONE));
+            assert!(slab.buckets.len() - before <= 1);
+        }
+        assert_eq!(slab.buckets.len(), 100_000);
+        for number in 0..100_000u32 {
+            let found = slab.find(|secret| secret.spread(number.into()), |fid| fid.0 == number);
+            assert_eq!(found, Some(number));
+        }
     }
 }

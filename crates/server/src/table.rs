@@ -13,7 +13,7 @@ use crate::failure::Failure;
 use crate::nodes::{HasHandle, Nodes};
 use crate::pin::{NOGID, Raw, Trail};
 use crate::session::Limits;
-use crate::slab::{HashedSlab, Keyed, NONE, Slab, spread};
+use crate::slab::{HashedSlab, Keyed, NONE, Secret, Slab};
 
 /// What a fid is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,8 @@ pub(crate) struct Fid {
 }
 
 impl Keyed for Fid {
-    fn hash(&self) -> u64 {
-        spread(self.number.into())
+    fn hash(&self, secret: &Secret) -> u64 {
+        secret.spread(self.number.into())
     }
     fn chain(&self) -> u32 {
         self.chain
@@ -182,7 +182,8 @@ impl Tables {
 
     #[inline]
     fn find(&self, number: u32) -> Option<u32> {
-        self.fids.find(spread(number.into()), |fid| fid.number == number)
+        self.fids
+            .find(|secret| secret.spread(number.into()), |fid| fid.number == number)
     }
 
     /// Descriptors that fids and nodes hold.
