@@ -192,16 +192,23 @@ pub struct Args {
 
     /// Most fids of the guest, ENFILE beyond
     ///
-    /// One per open file and, with cache=loose, one per file name in the guest's cache. Each takes some 200 bytes.
+    /// One per open file and, with cache=loose, one per file name in the guest's cache.
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_fids, value_parser = at_least::<1>,
           help_heading = LIMITS)]
     pub max_fids: usize,
+
+    /// Most bytes of memory for fids and the names of files, ENFILE beyond
+    ///
+    /// A fid takes some 200 bytes, and more when its name is longer than 26.
+    #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_state_bytes,
+          value_parser = at_least::<1048576>, help_heading = LIMITS)]
+    pub max_state_bytes: usize,
 
     /// Most extended attributes being read or written, ENOSPC beyond; 0: any number
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_xattr_fids, help_heading = LIMITS)]
     pub max_xattr_fids: usize,
 
-    /// Most bytes of values of these, ENOSPC beyond
+    /// Most bytes of names and values of these, ENOSPC beyond
     ///
     /// At least 65536, the largest value that Linux allows.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_xattr_bytes,

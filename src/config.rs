@@ -131,6 +131,7 @@ impl Config {
             },
             limits: Limits {
                 max_fids: args.max_fids,
+                max_state_bytes: args.max_state_bytes,
                 max_xattr_fids: args.max_xattr_fids,
                 max_xattr_bytes: args.max_xattr_bytes,
                 max_locks: args.max_locks,

@@ -8,7 +8,6 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-#[cfg(test)]
 use std::time::Duration;
 
 type Work = Box<dyn FnOnce() + Send>;
@@ -77,7 +76,6 @@ impl Background {
         self.0.held.load(Ordering::Relaxed)
     }
 
-    #[cfg(test)]
     /// Waits until there is nothing to do, but no longer than `time`; false when there is still something.
     pub(crate) fn wait(&self, time: Duration) -> bool {
         let state = self.0.state();

@@ -14,15 +14,18 @@ struct Chunk {
 #[derive(Debug, Default)]
 pub(crate) struct ByteStore {
     chunks: Slab<Chunk>,
+    /// It must not grow.
+    pub(crate) full: bool,
 }
 
 impl ByteStore {
-    /// Keeps `bytes` (at most 65,535); gives their number, [`NONE`] for none.
+    /// Keeps `bytes` (at most 65,535); gives their number, [`NONE`] for none, and when that would take more memory than
+    /// there is and the store must not grow.
     pub(crate) fn put(&mut self, bytes: &[u8]) -> u32 {
         let Ok(len) = u16::try_from(bytes.len()) else {
             return NONE;
         };
-        if len == 0 {
+        if len == 0 || (self.full && self.spare() < bytes.len()) {
             return NONE;
         }
         // Back to front, so that each chunk knows the next; the first begins with the length.
@@ -37,6 +40,16 @@ impl ByteStore {
         data[..2].copy_from_slice(&len.to_le_bytes());
         data[2..2 + first].copy_from_slice(&bytes[..first]);
         self.chunks.insert(Chunk { next, data })
+    }
+
+    /// How long a string can be that takes no more memory.
+    pub(crate) fn spare(&self) -> usize {
+        (self.chunks.spare() * CHUNK).saturating_sub(2)
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.chunks.bytes()
     }
 
     /// Chunks in use.

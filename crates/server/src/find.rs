@@ -29,6 +29,9 @@ const STALE: Failure = Failure::new(libc::ESTALE);
 /// How often what is not where it was is looked for again, while the guest's renames are under way.
 const TRIES: u32 = 32;
 
+/// How long to wait for descriptors that are being closed.
+const CLOSING: Duration = Duration::from_millis(50);
+
 /// How long between two looks.
 const PAUSE: Duration = Duration::from_micros(50);
 
@@ -91,7 +94,11 @@ impl Session {
         let budget = self.limits.fd_budget;
         let most = budget.saturating_add(times * (budget / 8).clamp(*SLACK.start(), *SLACK.end()));
         let held = held.saturating_add(self.locks.files());
-        if held >= most && self.evict() == 0 {
+        if held.saturating_add(self.closing.held()) < most {
+            return Ok(());
+        }
+        let waited = held < most && self.closing.wait(CLOSING);
+        if !waited && self.evict() == 0 {
             return Err(Failure::new(errno));
         }
         Ok(())

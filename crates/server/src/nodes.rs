@@ -147,7 +147,14 @@ pub(crate) struct Nodes {
     open: usize,
     /// Names of files that the client has removed, in whatever way; wraps.
     removals: u32,
+    /// Pins there are.
+    pinned: usize,
+    /// Nodes that nobody refers to but what is gone: see [`Nodes::release`].
+    doomed: Vec<u32>,
 }
+
+/// Nodes freed at once. A chain of directories can be millions long, each held by the one below only.
+const CASCADE: usize = 256;
 
 impl Nodes {
     /// No nodes; room for `most` with parents.
@@ -160,12 +167,34 @@ impl Nodes {
             oldest: NONE,
             open: 0,
             removals: 0,
+            pinned: 0,
+            doomed: Vec::new(),
         }
     }
 
     /// Nodes there are.
     pub(crate) fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Whether a request is at work on any of them.
+    pub(crate) fn in_use(&self) -> bool {
+        self.pinned > 0
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.nodes.bytes() + self.bytes.bytes() + self.doomed.capacity() * size_of::<u32>()
+    }
+
+    /// Whether a walk's nodes would take no more memory.
+    pub(crate) fn has_spare(&self) -> bool {
+        self.nodes.spare() > wire::MAXWELEM && self.bytes.spare() > wire::MAXWELEM * 256
+    }
+
+    /// Says whether names may take more memory. Where they may not, nodes keep the place that is known, if any.
+    pub(crate) fn set_full(&mut self, full: bool) {
+        self.bytes.full = full;
     }
 
     /// Descriptors that nodes hold.
@@ -189,6 +218,7 @@ impl Nodes {
         has_handle: HasHandle<'_>,
         dead: &mut Vec<OwnedFd>,
     ) -> u32 {
+        self.go_on(dead);
         let same = Same::of(id);
         let found = self
             .nodes
@@ -307,15 +337,17 @@ impl Nodes {
         if above != NONE || self.nodes.get(parent).is_none() {
             return;
         }
-        self.place_at(number, parent, path);
-        self.bytes.remove(old_path);
-        self.release(old_parent, dead);
+        if self.place_at(number, parent, path) {
+            self.bytes.remove(old_path);
+            self.release(old_parent, dead);
+        }
     }
 
-    fn place_at(&mut self, number: u32, parent: u32, path: &[u8]) {
+    /// False when there is no room for the path.
+    fn place_at(&mut self, number: u32, parent: u32, path: &[u8]) -> bool {
         let path = self.bytes.put(path);
         if path == NONE {
-            return;
+            return false;
         }
         self.retain(parent);
         if let Some(node) = self.nodes.get_mut(number) {
@@ -323,6 +355,7 @@ impl Nodes {
         }
         // It may have been on no list for want of a way to find it again.
         self.link(number);
+        true
     }
 
     /// Notes that a file has lost a name: which of them is not known.
@@ -351,15 +384,29 @@ impl Nodes {
         }
     }
 
-    /// One reference less; a node without any, and then its parents without any, are gone.
+    /// One reference less; a node without any, and then its parents without any, are gone. Of very many parents those
+    /// that are left go with what is added later.
     pub(crate) fn release(&mut self, number: u32, dead: &mut Vec<OwnedFd>) {
         let mut at = number;
-        while let Some(node) = self.nodes.get_mut(at) {
+        for _ in 0..CASCADE {
+            let Some(node) = self.nodes.get_mut(at) else {
+                return;
+            };
             node.refs = node.refs.saturating_sub(1);
             if node.refs > 0 || node.pins > 0 {
                 return;
             }
             at = self.free(at, dead);
+        }
+        if at != NONE {
+            self.doomed.push(at);
+        }
+    }
+
+    /// Frees some of what [`Nodes::release`] has left.
+    fn go_on(&mut self, dead: &mut Vec<OwnedFd>) {
+        if let Some(number) = self.doomed.pop() {
+            self.release(number, dead);
         }
     }
 
@@ -384,6 +431,7 @@ impl Nodes {
         self.touch(number);
         if let Some(node) = self.nodes.get_mut(number) {
             node.pins += 1;
+            self.pinned += 1;
         }
     }
 
@@ -394,7 +442,9 @@ impl Nodes {
             return;
         };
         node.pins = node.pins.saturating_sub(1);
-        if node.refs == 0 && node.pins == 0 {
+        let last = node.refs == 0 && node.pins == 0;
+        self.pinned = self.pinned.saturating_sub(1);
+        if last {
             let parent = self.free(number, dead);
             self.release(parent, dead);
         }
@@ -485,6 +535,38 @@ mod tests {
         assert_eq!(nodes.len(), 3);
         nodes.release(c, &mut dead);
         assert_eq!((nodes.len(), nodes.bytes.len(), dead.len()), (0, 0, 3));
+    }
+
+    /// The last of a million directories, each in the one before, may be given back by one message.
+    #[test]
+    fn a_long_chain_goes_bit_by_bit() {
+        let (mut nodes, mut dead) = (Nodes::new(usize::MAX), Vec::new());
+        let mut above = nodes.adopt(fd(), &id(0, 1), None, SAME, &mut dead);
+        let all = CASCADE * 5 / 2;
+        for ino in 1..all as u64 {
+            let below = nodes.adopt(fd(), &id(ino, 1), Some((above, b"d")), SAME, &mut dead);
+            nodes.release(above, &mut dead);
+            above = below;
+        }
+        nodes.release(above, &mut dead);
+        assert_eq!((nodes.len(), dead.len()), (all - CASCADE, CASCADE));
+        for ino in [1000, 1001, 1002] {
+            nodes.adopt(fd(), &id(ino, 2), None, SAME, &mut dead);
+        }
+        assert_eq!((nodes.len(), nodes.bytes.len(), dead.len()), (3, 0, all));
+    }
+
+    #[test]
+    fn where_there_is_no_room_a_node_keeps_its_name() {
+        let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+        let top = nodes.adopt(fd(), &id(1, 1), None, SAME, &mut dead);
+        let node = nodes.adopt(fd(), &id(2, 1), Some((top, b"old")), SAME, &mut dead);
+        nodes.set_full(true);
+        let long = vec![b'n'; 28 * 1024];
+        nodes.name(node, top, &long, &mut dead);
+        assert_eq!(nodes.place(node), Some((top, b"old".to_vec())));
+        nodes.name(node, top, b"new", &mut dead);
+        assert_eq!(nodes.place(node), Some((top, b"new".to_vec())));
     }
 
     #[test]

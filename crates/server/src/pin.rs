@@ -20,6 +20,9 @@ pub(crate) const NOGID: u32 = u32::MAX;
 /// Descriptors closed per turn of the lock.
 const CLOSE: usize = 8;
 
+/// Descriptors that are too many for the thread that happens to find them.
+const MUCH: usize = 64;
+
 /// The number of a descriptor that a record has: of one that was open when it was looked at, so it is never -1.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Raw(RawFd);
@@ -52,8 +55,14 @@ impl Session {
         result
     }
 
-    /// Closes what was collected, some at a time, without the lock.
+    /// Closes what was collected, some at a time, without the lock; what is much, elsewhere.
     fn close_dead<'s>(&'s self, mut tables: MutexGuard<'s, Tables>) {
+        if tables.dead.len() > MUCH {
+            let dead = std::mem::take(&mut tables.dead);
+            drop(tables);
+            self.closing.run(dead.len(), move || drop(dead));
+            return;
+        }
         while !tables.dead.is_empty() {
             let mut batch: [Option<OwnedFd>; CLOSE] = [const { None }; CLOSE];
             for place in &mut batch {

@@ -3,10 +3,12 @@
 use std::hash::RandomState;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use host::{Name, NameError, Share};
 use wire::{DecodeErrorKind, Header, Tmessage};
 
+use crate::background::Background;
 use crate::failure::Failure;
 use crate::find::Moves;
 use crate::getattrs::RGETATTR_LEN;
@@ -15,15 +17,21 @@ use crate::reply::Reply;
 use crate::request::{How, MESSAGE_MAX, Outcome, Request, Scratch};
 use crate::table::Tables;
 
+/// How long a request waits for descriptors that are being closed.
+const CLOSING: Duration = Duration::from_secs(10);
+
 /// What a client may make grow. No honest one meets these.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Fids at a time; more get ENFILE. Each takes some 200 bytes. Linux keeps one per cached directory entry and
-    /// user with cache=loose. Default 4,194,304.
+    /// Fids at a time; more get ENFILE. Linux keeps one per cached directory entry and user with cache=loose.
+    /// Default 4,194,304.
     pub max_fids: usize,
+    /// Bytes of memory for fids, the objects they stand for, the names and file handles of these, and xattrs; more get
+    /// ENFILE. Some 200 for a fid of an object of its own with a name of up to 26 bytes. Default 1 GiB.
+    pub max_state_bytes: usize,
     /// Fids of Txattrwalk and Txattrcreate at a time; more get ENOSPC; 0: no limit. Default 1024, QEMU's.
     pub max_xattr_fids: usize,
-    /// Bytes of values in these; more get ENOSPC. Default 64 MiB, so that the limit above is met first.
+    /// Bytes of names and values in these; more get ENOSPC. Default 64 MiB, so that the limit above is met first.
     pub max_xattr_bytes: usize,
     /// Byte ranges locked at a time; more get ENOLCK. Default 65,536.
     pub max_locks: usize,
@@ -39,6 +47,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             max_fids: 1 << 22,
+            max_state_bytes: 1 << 30,
             max_xattr_fids: 1024,
             max_xattr_bytes: 64 << 20,
             max_locks: 1 << 16,
@@ -55,6 +64,8 @@ pub struct Session {
     pub(crate) limits: Limits,
     pub(crate) tables: Mutex<Tables>,
     pub(crate) locks: Arc<LockTable>,
+    /// Closes and frees what was much; it holds descriptors meanwhile.
+    pub(crate) closing: Background,
     /// Makes one number of a client's process, which no client can foresee.
     pub(crate) owners: RandomState,
     /// The msize agreed upon; 0 before Tversion.
@@ -88,6 +99,7 @@ impl Session {
             limits,
             tables: Mutex::new(Tables::new(limits)),
             locks: Arc::default(),
+            closing: Background::default(),
             owners: RandomState::new(),
             msize: AtomicU32::new(0),
             slow_writes: AtomicU32::new(0),
@@ -120,8 +132,13 @@ impl Session {
         };
         let mut result = self.dispatch(&message, request, &reply, scratch, how);
         // Out of descriptors: nothing has happened yet, so give some back and begin again.
-        if matches!(result, Err(failure) if failure.is_exhaustion()) && self.evict() > 0 {
-            result = self.dispatch(&message, request, &reply, scratch, how);
+        if matches!(result, Err(failure) if failure.is_exhaustion()) {
+            let closing = self.closing.held() > 0;
+            if self.evict() > 0 || (closing && how != How::Inline && self.closing.wait(CLOSING)) {
+                result = self.dispatch(&message, request, &reply, scratch, how);
+            } else if closing && how == How::Inline {
+                return Outcome::Defer;
+            }
         }
         if log::log_enabled!(log::Level::Trace) {
             log::trace!("{tag} {message:?}: {result:?}");
@@ -140,6 +157,7 @@ impl Session {
     ) -> Result<Outcome, Failure> {
         self.may_answer(message, reply)?;
         let outcome = match message {
+            Tmessage::Version(_) if how == How::Inline && self.is_behind() => return Ok(Outcome::Defer),
             Tmessage::Version(m) => reply.send(&self.version(m)?),
             Tmessage::Attach(m) => reply.send(&self.attach(m)?),
             Tmessage::Flush(m) => self.flush(m, reply),
@@ -197,9 +215,24 @@ impl Session {
     /// Drops all fids and locks, as if the client had just arrived. Requests under way end on their own.
     pub fn reset(&self) {
         self.locks.reset();
-        self.with(Tables::reset);
+        // Nobody waits until a file server that is gone lets a file be closed.
+        let apart = self.share.may_hang();
+        let (old, dead) = self.with(|tables| {
+            let old = tables.reset(apart);
+            let dead = apart.then(|| std::mem::take(&mut tables.dead));
+            (old, dead.unwrap_or_default())
+        });
+        let held = old.as_ref().map_or(0, Tables::descriptors) + dead.len();
+        if held > 0 {
+            self.closing.run(held, move || drop((old, dead)));
+        }
         // Again, for what a request took between the two; it finds its fid gone from now on.
         self.locks.reset();
+    }
+
+    /// Whether what a former session has left is still being freed, and this one would leave as much again.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.closing.held() > 0 && self.with(|tables| tables.is_much())
     }
 
     /// Changes when a lock was released.
@@ -216,6 +249,7 @@ impl Session {
                 nodes,
                 xattrs,
                 descriptors: tables.descriptors(),
+                bytes: tables.bytes(),
             }
         })
     }
@@ -243,6 +277,8 @@ pub struct Usage {
     pub xattrs: usize,
     /// Host descriptors, those of locks not counted.
     pub descriptors: usize,
+    /// Bytes of memory for all these.
+    pub bytes: usize,
 }
 
 /// The message, or why it is none and which tag to say so to.

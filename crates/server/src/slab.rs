@@ -114,6 +114,16 @@ impl<T> Slab<T> {
         self.used
     }
 
+    /// Records that take no more memory.
+    pub(crate) fn spare(&self) -> usize {
+        self.pages.len() * PAGE - self.used
+    }
+
+    /// Bytes of memory. Removed records' are kept for others.
+    pub(crate) fn bytes(&self) -> usize {
+        self.pages.len() * PAGE * size_of::<Slot<T>>()
+    }
+
     /// Numbers are below this.
     pub(crate) fn end(&self) -> u32 {
         let full = self.pages.len().saturating_sub(1) * PAGE;
@@ -211,6 +221,7 @@ impl<T: Keyed> HashedSlab<T> {
 
     /// Adds a record and gives its number; it comes before one with the same key.
     pub(crate) fn insert(&mut self, record: T) -> u32 {
+        // Records that are in no chain take no bucket, but the more there are the better.
         if self.records.len() >= self.buckets.len() {
             self.grow();
         }
@@ -253,6 +264,22 @@ impl<T: Keyed> HashedSlab<T> {
             self.index(reversed);
             reversed = next;
         }
+    }
+
+    /// Takes all records out of the index but leaves them under their numbers: no work, however many there are.
+    pub(crate) fn unindex_all(&mut self) {
+        self.buckets = vec![NONE; BUCKETS];
+        self.mask = BUCKETS - 1;
+    }
+
+    /// Records that take no more memory.
+    pub(crate) fn spare(&self) -> usize {
+        self.records.spare()
+    }
+
+    /// Bytes of memory, beyond those of an empty one.
+    pub(crate) fn bytes(&self) -> usize {
+        self.records.bytes() + (self.buckets.capacity() - BUCKETS) * size_of::<u32>()
     }
 
     /// Takes the record out of the index but leaves it under its number.

@@ -3,6 +3,7 @@
 //! Everything here is quick and makes no system call; it happens under the session's lock. Descriptors that are
 //! no longer needed are collected and closed after the lock is given back.
 
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use host::{Caller, FileType, Identity, Object};
@@ -52,6 +53,8 @@ pub(crate) struct Fid {
     uid: u32,
     node: u32,
     xattr: u32,
+    /// Of the session that it is part of: see [`Tables::epoch`].
+    epoch: u32,
     file: Option<OwnedFd>,
     /// Requests under way.
     pins: u32,
@@ -85,7 +88,7 @@ pub(crate) struct Xattr {
     pub(crate) name: Vec<u8>,
     /// The value, or as much of it as has come.
     pub(crate) value: Vec<u8>,
-    /// Bytes announced: also what counts against the limit.
+    /// Bytes announced.
     pub(crate) size: usize,
     /// `XATTR_CREATE`, `XATTR_REPLACE` or 0.
     pub(crate) flags: i32,
@@ -143,6 +146,19 @@ impl Glance<'_> {
     }
 }
 
+impl Xattr {
+    /// What counts against the limit.
+    fn bytes(&self) -> usize {
+        self.size.saturating_add(self.name.capacity())
+    }
+}
+
+/// Records dropped at once when a session ends.
+const AT_ONCE: usize = 4096;
+
+/// Records of a session that has ended looked at whenever a fid is added.
+const BY_AND_BY: u32 = 64;
+
 /// All of a session's state.
 #[derive(Debug)]
 pub(crate) struct Tables {
@@ -155,6 +171,8 @@ pub(crate) struct Tables {
     files: usize,
     /// Counts resets: what began before one must not add fids after it.
     epoch: u64,
+    /// Where fids of former sessions may be left: see [`Tables::reset`].
+    left: Range<u32>,
     /// To be closed when the lock is given back.
     pub(crate) dead: Vec<OwnedFd>,
     /// The client opens files for writing only, as one with a write-back cache does not: see `io`.
@@ -174,6 +192,7 @@ impl Tables {
             xattr_bytes: 0,
             files: 0,
             epoch: 0,
+            left: 0..0,
             dead: Vec::new(),
             uncached: false,
             limits,
@@ -352,9 +371,10 @@ impl Tables {
     /// Adds a fid for `node`, of which the caller gives a reference, on failure too. `epoch` is when the request
     /// began.
     pub(crate) fn add(&mut self, number: u32, uid: u32, node: u32, epoch: u64) -> Result<u32, Failure> {
+        self.sweep(BY_AND_BY);
         let result = if epoch != self.epoch {
             Err(Failure::new(libc::ECONNRESET))
-        } else if self.fids.len() >= self.limits.max_fids {
+        } else if self.fids.len() >= self.limits.max_fids || self.is_full() {
             Err(Failure::new(libc::ENFILE))
         } else {
             self.vacant(number)
@@ -368,6 +388,7 @@ impl Tables {
             uid,
             node,
             xattr: NONE,
+            epoch: self.epoch as u32,
             file: None,
             pins: 0,
             chain: NONE,
@@ -382,7 +403,12 @@ impl Tables {
     /// Makes the fid stand for another node, of which the caller gives a reference, on failure too. Only while it
     /// is not open.
     pub(crate) fn turn(&mut self, view: &View, node: u32) -> Result<(), Failure> {
+        let full = self.is_full();
         let old = match self.live(view) {
+            Ok(_) if full => {
+                self.nodes.release(node, &mut self.dead);
+                return Err(Failure::new(libc::ENFILE));
+            }
             Ok(fid) if fid.state == State::Walked => std::mem::replace(&mut fid.node, node),
             Ok(_) => {
                 self.nodes.release(node, &mut self.dead);
@@ -446,10 +472,22 @@ impl Tables {
         self.fids.get(view.fid).is_some_and(|fid| fid.locks)
     }
 
-    /// ENOSPC when an xattr of `size` bytes is more than the limits allow.
-    fn xattr_fits(&self, size: usize) -> Result<(), Failure> {
+    /// Bytes of memory that all this takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.fids.bytes() + self.nodes.bytes() + self.xattrs.bytes() + self.xattr_bytes
+    }
+
+    /// Whether there is no room for a fid more and the nodes of a walk. What is full does not grow in any other way, either.
+    fn is_full(&mut self) -> bool {
+        let full = self.bytes() >= self.limits.max_state_bytes;
+        self.nodes.set_full(full);
+        full && (self.fids.spare() == 0 || !self.nodes.has_spare())
+    }
+
+    /// ENOSPC when an xattr of so many bytes is more than the limits allow.
+    fn xattr_fits(&self, bytes: usize) -> Result<(), Failure> {
         let fids = self.limits.max_xattr_fids;
-        let bytes = self.xattr_bytes.saturating_add(size);
+        let bytes = self.xattr_bytes.saturating_add(bytes);
         if (fids != 0 && self.xattrs.len() >= fids) || bytes > self.limits.max_xattr_bytes {
             return Err(Failure::new(libc::ENOSPC));
         }
@@ -458,7 +496,7 @@ impl Tables {
 
     /// Makes the fid at `at` one of `xattr`.
     fn attach_xattr(&mut self, at: u32, state: State, xattr: Xattr) {
-        self.xattr_bytes += xattr.size;
+        self.xattr_bytes += xattr.bytes();
         let number = self.xattrs.insert(xattr);
         if let Some(fid) = self.fids.get_mut(at) {
             (fid.state, fid.xattr) = (state, number);
@@ -473,7 +511,7 @@ impl Tables {
         xattr: Xattr,
         epoch: u64,
     ) -> Result<(), Failure> {
-        self.xattr_fits(xattr.size)?;
+        self.xattr_fits(xattr.bytes())?;
         self.nodes.retain(from.node);
         let at = self.add(number, from.uid, from.node, epoch)?;
         self.attach_xattr(at, State::XattrRead, xattr);
@@ -482,7 +520,7 @@ impl Tables {
 
     /// Makes the fid one to which `xattr` is written. Only while it is not open.
     pub(crate) fn turn_xattr(&mut self, view: &View, xattr: Xattr) -> Result<(), Failure> {
-        self.xattr_fits(xattr.size)?;
+        self.xattr_fits(xattr.bytes())?;
         if self.live(view)?.state != State::Walked {
             return Err(Failure::new(libc::EINVAL));
         }
@@ -556,18 +594,27 @@ impl Tables {
             self.dead.push(file);
         }
         if let Some(xattr) = self.xattrs.remove(fid.xattr) {
-            self.xattr_bytes = self.xattr_bytes.saturating_sub(xattr.size);
+            self.xattr_bytes = self.xattr_bytes.saturating_sub(xattr.bytes());
         }
         self.nodes.release(fid.node, &mut self.dead);
     }
 
     /// Drops all fids. Those in use by requests under way go with the last of these.
-    pub(crate) fn reset(&mut self) {
-        for at in 0..self.fids.end() {
-            if self.fids.get(at).is_some_and(|fid| !fid.dead) {
-                self.bury(at);
-            }
+    ///
+    /// What is much, or `apart`, is given to the caller to be dropped when nobody waits: that may take seconds, and
+    /// closing a file may free its blocks. If some of it is in use it cannot be moved; then it is forgotten, and goes bit by
+    /// bit with the fids that are added later.
+    pub(crate) fn reset(&mut self, apart: bool) -> Option<Tables> {
+        let end = self.fids.end();
+        let apart = self.is_much() || (apart && self.nodes.len() > 0);
+        if apart && !self.nodes.in_use() {
+            let fresh = self.fresh();
+            return Some(std::mem::replace(self, fresh));
         }
+        self.epoch += 1;
+        self.fids.unindex_all();
+        self.left = 0..end;
+        self.sweep(AT_ONCE as u32);
         let Tables {
             nodes,
             dentries,
@@ -575,14 +622,46 @@ impl Tables {
             ..
         } = self;
         dentries.drain().for_each(|node| nodes.release(node, dead));
-        self.epoch += 1;
         self.uncached = false;
         if self.fids.len() == 0 && self.nodes.len() == 0 {
-            // Give the memory of a million fids back.
-            let fresh = Tables::new(self.limits);
+            // Give the memory back.
             let (dead, epoch) = (std::mem::take(&mut self.dead), self.epoch);
-            *self = Tables { dead, epoch, ..fresh };
+            *self = Tables {
+                dead,
+                epoch,
+                ..self.fresh()
+            };
         }
+        None
+    }
+
+    /// Whether to drop all this takes long.
+    pub(crate) fn is_much(&self) -> bool {
+        let records = self.fids.len() + self.nodes.len() + self.xattrs.len();
+        records.max(self.fids.end() as usize) > AT_ONCE
+    }
+
+    /// Empty ones of the next session.
+    fn fresh(&self) -> Tables {
+        Tables {
+            epoch: self.epoch + 1,
+            ..Tables::new(self.limits)
+        }
+    }
+
+    /// Drops what is left of former sessions among so many records.
+    fn sweep(&mut self, most: u32) {
+        if self.left.is_empty() {
+            return;
+        }
+        let upto = self.left.start.saturating_add(most).min(self.left.end);
+        for at in self.left.start..upto {
+            let stale = |fid: &Fid| !fid.dead && fid.epoch != self.epoch as u32;
+            if self.fids.get(at).is_some_and(stale) {
+                self.bury(at);
+            }
+        }
+        self.left.start = upto;
     }
 }
 
@@ -613,7 +692,7 @@ mod tests {
     fn what_began_before_a_reset_adds_nothing_after_it() {
         let mut tables = tables();
         let (view, epoch) = (tables.pin(7).unwrap(), tables.epoch());
-        tables.reset();
+        assert!(tables.reset(false).is_none());
         // The request is still under way: its descriptors are open, but its fid is gone.
         assert_eq!(tables.descriptors(), 1);
         assert!(tables.pin(7).is_none());
@@ -631,6 +710,63 @@ mod tests {
         tables.unpin(&view);
         assert_eq!(tables.counts(), (0, 0, 0));
         assert_eq!(tables.descriptors(), 0);
+    }
+
+    #[test]
+    fn much_is_dropped_elsewhere_or_bit_by_bit() {
+        let many = AT_ONCE as u32 * 3;
+        let fill = |tables: &mut Tables| {
+            let view = tables.pin(7).unwrap();
+            for number in 100..100 + many {
+                tables.nodes.retain(view.node);
+                tables.add(number, 0, view.node, tables.epoch()).unwrap();
+            }
+            view
+        };
+        // Nobody uses any of it.
+        let mut tables = tables();
+        let view = fill(&mut tables);
+        tables.unpin(&view);
+        let old = tables.reset(false).unwrap();
+        assert_eq!((old.counts().0, old.descriptors()), (many as usize + 1, 1));
+        assert_eq!(
+            (tables.counts(), tables.descriptors(), tables.epoch()),
+            ((0, 0, 0), 0, 1)
+        );
+        // A request does.
+        let mut tables = super::tests::tables();
+        let view = fill(&mut tables);
+        assert!(tables.reset(false).is_none());
+        assert!(
+            (100..100 + many)
+                .chain([7])
+                .all(|number| tables.pin(number).is_none())
+        );
+        assert_eq!(tables.vacant(100), Ok(()));
+        let mut added = 0;
+        while tables.counts().0 > added as usize + 1 {
+            tables.nodes.retain(view.node);
+            tables.add(100 + added, 0, view.node, tables.epoch()).unwrap();
+            added += 1;
+            assert!(added < many / BY_AND_BY + 2, "{:?}", tables.counts());
+        }
+        assert!((100..100 + added).all(|number| tables.find(number).is_some()));
+        // Twice, and with new ones among the old.
+        let other = fill_again(&mut tables, 100 + added, many);
+        assert!(tables.reset(false).is_none());
+        assert!(tables.find(100 + added).is_none());
+        tables.unpin(&view);
+        tables.unpin(&other);
+        assert!(tables.reset(false).is_some_and(|old| old.counts().0 > 0));
+    }
+
+    fn fill_again(tables: &mut Tables, from: u32, many: u32) -> View {
+        let view = tables.pin(100).unwrap();
+        for number in from..from + many {
+            tables.nodes.retain(view.node);
+            tables.add(number, 0, view.node, tables.epoch()).unwrap();
+        }
+        view
     }
 
     #[test]

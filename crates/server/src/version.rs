@@ -1,6 +1,7 @@
 //! Tversion.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use wire::{Rversion, Tversion, VERSION_9P2000_L, VERSION_UNKNOWN};
 
@@ -10,10 +11,17 @@ use crate::session::Session;
 /// The smallest msize, as QEMU and Linux have it.
 const LEAST_MSIZE: u32 = 4096;
 
+/// How long a Tversion waits for what a former session has left to be freed.
+const BEHIND: Duration = Duration::from_secs(10);
+
 impl Session {
     /// Begins a session: all fids are gone, whatever the answer. Another dialect than 9P2000.L is answered
-    /// "unknown"; EMSGSIZE for an msize below 4096.
+    /// "unknown"; EMSGSIZE for an msize below 4096; EAGAIN when a client begins one large session after the other faster
+    /// than they can be freed.
     pub(crate) fn version(&self, m: &Tversion<'_>) -> Result<Rversion<'static>, Failure> {
+        if self.is_behind() && !self.closing.wait(BEHIND) {
+            return Err(Failure::new(libc::EAGAIN));
+        }
         self.msize.store(0, Ordering::Relaxed);
         self.reset();
         if m.version != VERSION_9P2000_L {

@@ -5,6 +5,7 @@ mod neighbours;
 
 mod attach;
 mod attr;
+mod bounds;
 mod capability;
 mod dir;
 mod flush;

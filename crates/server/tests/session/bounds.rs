@@ -1,0 +1,91 @@
+//! What a client makes grow is counted in bytes, and what is much is freed without anybody's waiting.
+
+use std::time::{Duration, Instant};
+
+use server::Limits;
+use testkit::client::Errno;
+
+use crate::common::*;
+
+/// Long names are as many bytes as they are, however few fids there may be.
+#[test]
+fn names_count_what_they_take() {
+    const MOST: usize = 2 << 20;
+    let limits = Limits {
+        max_state_bytes: MOST,
+        ..Limits::default()
+    };
+    let mut f = Fixture::with(host::SecurityModel::Passthrough, limits);
+    let dir = "d".repeat(255);
+    std::fs::create_dir(f.path(&dir)).unwrap();
+    let name = |number: u32| format!("{number:0>255}");
+    let files = 6_000;
+    for number in 0..files {
+        f.write(&format!("{dir}/{}", name(number)), "");
+    }
+    let walk_all = |f: &mut Fixture| {
+        let refused = (1..=files).find_map(|fid| {
+            let names = [dir.as_str(), &name(fid - 1)];
+            f.client.walk_all(0, fid, &names).err().map(|errno| (fid, errno))
+        });
+        let usage = f.session.usage();
+        // One page of each kind of record more at most.
+        assert!(usage.bytes < MOST + (1 << 19), "{usage:?}");
+        refused
+    };
+    f.client.clone_fid(0, files + 1).unwrap();
+    let (fids, errno) = walk_all(&mut f).unwrap();
+    assert_eq!(errno, Errno::ENFILE);
+    // No more than a few hundred bytes each beside the name.
+    assert!((2000..5500).contains(&fids), "{fids}");
+    // A walk that goes on with its own fid takes memory as well.
+    assert_eq!(
+        f.client.walk_all(files + 1, files + 1, &[&dir, &name(files - 1)]),
+        Err(Errno::ENFILE)
+    );
+    // What was given back can be had again.
+    for fid in 1..fids {
+        f.client.clunk(fid).unwrap();
+    }
+    let (again, errno) = walk_all(&mut f).unwrap();
+    assert_eq!((again, errno), (fids, Errno::ENFILE));
+    f.client.version(8192).unwrap();
+    f.client.attach(0, 0).unwrap();
+    assert!(f.session.usage().bytes < 1 << 20);
+}
+
+/// What a Tversion leaves is freed while the new session is at work.
+#[test]
+fn a_large_session_ends_at_once() {
+    let mut f = Fixture::new();
+    f.write("file", "data");
+    for round in 0..3 {
+        for fid in 1..30_000 {
+            f.client.clone_fid(0, fid).unwrap();
+        }
+        for fid in 1..200 {
+            f.client.walk_all(0, 30_000 + fid, &["file"]).unwrap();
+            f.client.lopen(30_000 + fid, O_RDWR).unwrap();
+        }
+        f.client.version(8192).unwrap();
+        assert_eq!(f.session.usage().fids, 0);
+        f.client.attach(0, 0).unwrap();
+        f.open(1, "file", O_RDWR);
+        assert_eq!(f.client.read(1, 0, 4).unwrap(), b"data", "{round}");
+        f.client.clunk(1).unwrap();
+    }
+    let begun = Instant::now();
+    let dir = f.dir.path().to_owned();
+    let open = || {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        let paths = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        paths.filter(|path| path.starts_with(&dir)).count()
+    };
+    while open() > 8 {
+        assert!(
+            begun.elapsed() < Duration::from_secs(60),
+            "they are closed sometime"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
