@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use device::Listener;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr, bind, getsockname,
     getsockopt, listen as listen_on, socket, sockopt,
@@ -164,9 +164,9 @@ pub fn inherit(fd: RawFd) -> Result<Listener, String> {
     if fd <= 2 {
         return Err(format!("--fd {fd} is a standard stream, not a listening socket."));
     }
-    let open = fs::read_link(format!("/proc/self/fd/{fd}"))
-        .map_err(|_| format!("--fd {fd}: no such descriptor is open; is it inherited?"))?;
-    let fd = own(fd);
+    let missing = || format!("--fd {fd}: no such descriptor is open; is it inherited?");
+    let open = fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|_| missing())?;
+    let fd = own(fd).ok_or_else(missing)?;
     let listening = getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
         && getsockopt(&fd, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
         && local_family(&fd) == Some(AddressFamily::Unix);
@@ -176,8 +176,6 @@ pub fn inherit(fd: RawFd) -> Result<Listener, String> {
             open.display()
         ));
     }
-    let close_on_exec = fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
-    close_on_exec.map_err(|error| format!("The descriptor given with --fd cannot be used: {error}."))?;
     let listener = UnixListener::from(fd);
     listener.set_nonblocking(false).map_err(|error| {
         format!(

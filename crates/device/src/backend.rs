@@ -5,7 +5,8 @@
 
 use std::fs::File;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use vhost::VhostUserMemoryRegionBase;
@@ -173,8 +174,32 @@ impl Backend {
         self.vring.set_enabled(false);
         self.quiesce()?;
         self.pool.reset();
-        self.handler.reset();
+        self.forget()?;
         self.acked = 0;
+        Ok(())
+    }
+
+    /// Lets the session forget what the guest had, on a thread of its own: that closes files, which may hang on the host.
+    fn forget(&self) -> Result<()> {
+        let (running, ended) = mpsc::channel::<()>();
+        let handler = Arc::clone(&self.handler);
+        let reset = move || {
+            handler.reset();
+            drop(running);
+        };
+        if thread::Builder::new()
+            .name("end".to_string())
+            .spawn(reset)
+            .is_err()
+        {
+            self.handler.reset();
+            return Ok(());
+        }
+        while ended.recv_timeout(Duration::from_millis(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+            if (self.given_up)() {
+                return Err(Error::Disconnected);
+            }
+        }
         Ok(())
     }
 

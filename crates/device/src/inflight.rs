@@ -176,6 +176,14 @@ impl Inflight {
         (!self.waiting.is_empty()).then(|| self.start_waiting(0, now))
     }
 
+    /// Lets all that wait begin once more; gives how many.
+    pub fn requeue_waiting(&mut self) -> usize {
+        let waited = self.waiting.len();
+        self.queue
+            .extend(self.waiting.drain(..).map(|waiting| waiting.job));
+        waited
+    }
+
     fn start_waiting(&mut self, index: usize, now: Instant) -> Box<Job> {
         // In order, so that locks are tried in the order they were asked for.
         let job = self.waiting.remove(index).job;

@@ -384,8 +384,18 @@ impl Pool {
     /// The queue was stopped: gives every accepted request its answer, and returns when all have theirs and every
     /// interrupt is sent; false when `given_up` says so before.
     pub fn drain(&self, given_up: &dyn Fn() -> bool) -> bool {
-        let mut scratch = Scratch::default();
-        self.settle(true, "stopped", given_up, || self.answer_waiting(&mut scratch))
+        self.settle(true, "stopped", given_up, || {
+            // On threads of the pool: to ask once more may hang as anything on the host may.
+            let mut state = self.state();
+            let waited = state.inflight.requeue_waiting();
+            if waited > 0 {
+                for _ in 0..waited {
+                    self.vring.unpark(false);
+                }
+                self.publish_waiting(&state);
+                self.rouse_or_work(state);
+            }
+        })
     }
 
     /// The queue was disabled, or will be reset: returns when nothing moves any more but what waits for a lock, and every
@@ -394,7 +404,7 @@ impl Pool {
         self.settle(false, "disabled", given_up, || ())
     }
 
-    fn settle(&self, all: bool, what: &str, given_up: &dyn Fn() -> bool, mut help: impl FnMut()) -> bool {
+    fn settle(&self, all: bool, what: &str, given_up: &dyn Fn() -> bool, help: impl Fn()) -> bool {
         let begun = Instant::now();
         let mut warned = false;
         loop {

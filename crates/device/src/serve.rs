@@ -147,7 +147,27 @@ fn serve_one(
     } else {
         log::warn!("Requests that are still at work on the host are left to themselves.");
     }
+    let_go((requests, backend));
     Ok(())
+}
+
+/// Drops `what` on a thread of its own and waits for that, but not for ever: the end of a session closes files, which may
+/// hang on the host.
+fn let_go(what: impl Send + 'static) {
+    let (running, ended) = mpsc::channel::<()>();
+    let drop_it = move || {
+        drop(what);
+        drop(running);
+    };
+    // Where no thread can be started it is dropped here.
+    if thread::Builder::new()
+        .name("end".to_string())
+        .spawn(drop_it)
+        .is_ok()
+        && ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout)
+    {
+        log::warn!("Files of the session that has ended are still being closed on the host.");
+    }
 }
 
 /// Answers messages until there is an error, the end of the connection included.

@@ -198,6 +198,57 @@ fn a_front_end_that_leaves_while_its_queue_is_stopped_is_not_waited_for() {
     script.open_gate();
 }
 
+/// A session whose end hangs on the host until the gate opens.
+struct HangsAtItsEnd(script::Session, Arc<Script>);
+
+impl device::Handler for HangsAtItsEnd {
+    fn handle(
+        &self,
+        r: &mut server::Request<'_>,
+        s: &mut server::Scratch,
+        how: server::How,
+    ) -> server::Outcome {
+        self.0.handle(r, s, how)
+    }
+    fn reset(&self) {
+        while !self.1.gate_is_open() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    fn wake_count(&self) -> u64 {
+        0
+    }
+}
+
+impl Drop for HangsAtItsEnd {
+    fn drop(&mut self) {
+        device::Handler::reset(self);
+    }
+}
+
+#[test]
+fn a_session_that_hangs_while_it_ends_does_not_keep_the_next_one() {
+    let _alone = alone();
+    let script = Arc::new(Script::default());
+    let theirs = Arc::clone(&script);
+    let rig = Rig::with(move || HangsAtItsEnd(theirs.session(), Arc::clone(&theirs)), 2);
+    for reset in [None, Some(Code::ResetDevice), Some(Code::SetOwner), None] {
+        let options = MachineOptions::new(Vmm::Qemu);
+        let (frontend, mut transport) = Machine::power_on(&rig.socket(), &options).expect("power on");
+        let token = transport.send(&frame(wire::Tclunk { fid: 0 }, 1), &[], 4096);
+        assert_eq!(transport.wait(token).len(), 7);
+        if let Some(code) = reset {
+            // It hangs there, too; the front-end leaves without an answer.
+            frontend
+                .socket()
+                .send_raw(code as u32, 0, &[], &[])
+                .expect("sent");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    script.open_gate();
+}
+
 /// Clock ticks that the threads named "queue" have been at work.
 fn queue_ticks() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("procfs");
