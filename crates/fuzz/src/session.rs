@@ -42,7 +42,7 @@ const GUARD: [u8; 64] = [0xa5; 64];
 /// Bytes of a payload that are moved at a time.
 const SLICE: usize = 1024;
 /// Above any descriptor that a run has open.
-const DESCRIPTORS: i32 = 96;
+const DESCRIPTORS: i32 = 80;
 
 /// Tries a script.
 ///
@@ -58,13 +58,17 @@ pub fn run(data: &[u8]) {
         return;
     };
     let own = Scene::of(&world, &guest.session);
-    for (kind, body) in records.take(200) {
+    for (at, (kind, body)) in records.take(200).enumerate() {
         match kind {
             HOST => world.interfere(body),
             _ => guest.ask(body),
         }
-        own.check();
+        // What was opened wrongly mostly stays so; to look each time takes longer than all else.
+        if at % 4 == 3 {
+            own.check();
+        }
     }
+    own.check();
     guest.end();
     drop(guest);
     drop(own);

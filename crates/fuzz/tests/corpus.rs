@@ -35,7 +35,7 @@ fn any_bytes_are_decoded_or_refused() {
 
 #[test]
 fn any_script_of_messages_is_survived_while_the_host_interferes() {
-    short_run("session", 400);
+    short_run("session", 250);
 }
 
 #[test]
