@@ -23,7 +23,7 @@ use testkit::{
 };
 
 use crate::changes::Changes;
-use crate::device::Real;
+use crate::handlers::Real;
 use crate::script::{Reader, Script, parse};
 use crate::watchdog;
 

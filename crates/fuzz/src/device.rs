@@ -1,24 +1,20 @@
 //! The device's queue: any guest memory, any ring in it, any chains, with messages to a real session or to one that only
 //! copies. The script plays the front-end without a socket, and the guest that changes memory while it is read.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::device::{Backend, DeviceOptions, Handler, Vring, Worker};
-use host::{IoVec, SecurityModel, Share, ShareOptions};
-use server::{How, Limits, Neighbour, Outcome, Request, Scratch, Session};
-use tempfile::TempDir;
 use testkit::{Client, GuestMemory, Pages, Random, RingOptions, RingTransport};
 use vhost::vhost_user::VhostUserBackendReqHandlerMut;
-use wire::{TFLUSH, TFSYNC, TLOCK, TREAD};
+use wire::TFLUSH;
 
-use crate::arena::Arena;
 use crate::changes::Changes;
 use crate::expected::Expected;
+use crate::handlers::{Echo, Guest, Real};
 use crate::oracle::{self, Chain, Range, Ring};
 use crate::script::{Reader, Script, parse};
-use crate::{watchdog, work};
+use crate::watchdog;
 
 /// Bytes into guest memory: address, bytes.
 pub const WRITE: u8 = 0;
@@ -85,120 +81,6 @@ pub fn run(data: &[u8]) {
     machine.guest.memory().check();
 }
 
-/// The guest's memory, and how it is changed behind the device's back.
-pub(crate) struct Guest {
-    memory: Mutex<Arena>,
-    late: Mutex<VecDeque<(u64, Vec<u8>)>>,
-}
-
-impl Guest {
-    fn memory(&self) -> std::sync::MutexGuard<'_, Arena> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn late(&self) -> std::sync::MutexGuard<'_, VecDeque<(u64, Vec<u8>)>> {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn act(&self) {
-        if let Some((gpa, bytes)) = self.late().pop_front() {
-            self.memory().write(gpa, &bytes);
-        }
-    }
-}
-
-/// Copies what it may read to what it may write, by message type at once, in slices, on another thread, or later.
-struct Echo(Arc<Guest>);
-
-impl Handler for Echo {
-    fn handle(&self, request: &mut Request<'_>, _: &mut Scratch, how: How) -> Outcome {
-        self.0.act();
-        let kind = request.message.get(4).copied();
-        let tries = *request.progress;
-        *request.progress += 1;
-        match kind {
-            Some(TFSYNC) if how == How::Inline => {
-                *request.progress = 0;
-                return Outcome::Defer;
-            }
-            Some(TLOCK) if tries == 0 && how != How::Last => return Outcome::Wait { retry_ms: 1 },
-            Some(TREAD) if tries < 2 => return Outcome::More,
-            _ => {}
-        }
-        let mut bytes = request.message.to_vec();
-        bytes.resize(bytes.len() + IoVec::total(request.payload), 0);
-        // SAFETY: the device keeps payload and reply mapped until the request is completed.
-        let len = unsafe {
-            IoVec::read(request.payload, 0, &mut bytes[request.message.len()..]);
-            IoVec::write(request.reply, 0, &bytes)
-        };
-        match kind {
-            Some(TFLUSH) => Outcome::Flush {
-                oldtag: u16::from_le_bytes([
-                    request.message.get(7).copied().unwrap_or(0),
-                    request.message.get(8).copied().unwrap_or(0),
-                ]),
-                len: len as u32,
-            },
-            _ => Outcome::Done(len as u32),
-        }
-    }
-
-    fn reset(&self) {}
-
-    fn wake_count(&self) -> u64 {
-        0
-    }
-}
-
-/// A real session on a share of its own, and a guest that changes memory while it works.
-pub(crate) struct Real {
-    session: Session,
-    guest: Option<Arc<Guest>>,
-    _share: TempDir,
-}
-
-impl Real {
-    /// A fresh one.
-    pub(crate) fn new(guest: Option<Arc<Guest>>) -> Real {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        work::prepare(dir.path());
-        let options = ShareOptions::new(dir.path(), SecurityModel::Squash);
-        let share = Arc::new(Share::open(&options).expect("the share opens"));
-        let limits = Limits {
-            fd_budget: 16,
-            max_fids: 64,
-            ..Limits::default()
-        };
-        Real {
-            session: Session::new(share, limits),
-            guest,
-            _share: dir,
-        }
-    }
-}
-
-impl Handler for Real {
-    fn handle(&self, request: &mut Request<'_>, scratch: &mut Scratch, how: How) -> Outcome {
-        if let Some(guest) = &self.guest {
-            guest.act();
-        }
-        self.session.handle(request, scratch, how)
-    }
-
-    fn handle_run(&self, run: &mut [Neighbour<'_>], scratch: &mut Scratch) -> usize {
-        self.session.handle_run(run, scratch)
-    }
-
-    fn reset(&self) {
-        self.session.reset();
-    }
-
-    fn wake_count(&self) -> u64 {
-        self.session.wake_count()
-    }
-}
-
 /// The device, and what is known of it.
 pub(crate) struct Machine {
     backend: Backend,
@@ -246,10 +128,7 @@ impl Drop for Machine {
 impl Machine {
     /// Without memory or a queue.
     pub(crate) fn new(real: bool) -> Machine {
-        let guest = Arc::new(Guest {
-            memory: Mutex::new(Arena::new()),
-            late: Mutex::default(),
-        });
+        let guest = Guest::new();
         let handler: Arc<dyn Handler> = match real {
             true => Arc::new(Real::new(Some(Arc::clone(&guest)))),
             false => Arc::new(Echo(Arc::clone(&guest))),
@@ -590,8 +469,16 @@ fn fresh(random: &mut Random) -> (u8, Vec<u8>) {
         }
         SETUP => {
             let page = |random: &mut Random| 0x1000 * random.below(0x1f) as u64 + 4 * random.below(8) as u64;
-            for _ in 0..3 {
-                body.extend(page(random).to_le_bytes());
+            let descriptors = 16 * (page(random) / 16);
+            let avail = page(random);
+            // One in four writes its used ring where the driver's part is.
+            let used = match random.below(8) {
+                0 => avail.wrapping_sub(4 * random.below(8) as u64),
+                1 => descriptors + 16 * random.below(4) as u64,
+                _ => page(random),
+            };
+            for gpa in [descriptors, avail, used] {
+                body.extend(gpa.to_le_bytes());
             }
             body.extend((1u16 << random.below(9)).to_le_bytes());
             body.extend((random.below(4) as u16).wrapping_sub(2).to_le_bytes());

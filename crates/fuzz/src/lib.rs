@@ -17,6 +17,7 @@ pub mod control;
 pub mod decode;
 pub mod device;
 mod expected;
+mod handlers;
 mod oracle;
 pub mod script;
 pub mod session;
