@@ -45,11 +45,17 @@ pub struct MappedXattr {
 /// Room for an xattr's name and its NUL.
 type Room = [u8; NAME_MAX + 1];
 
+/// Whether an xattr of the host is this mode's own. SMB servers do not tell names by case.
+fn is_ours(name: &[u8]) -> bool {
+    name.get(..xattr::PREFIX.len())
+        .is_some_and(|prefix| prefix.eq_ignore_ascii_case(xattr::PREFIX))
+}
+
 /// The host's name for the xattr that the guest calls `name`; `None` for this mode's own bookkeeping. EOPNOTSUPP for
 /// a name of no kind that is kept, ERANGE (the kernel's answer) for one that gets too long.
 fn host_name<'a>(name: &'a CStr, room: &'a mut Room) -> io::Result<Option<&'a CStr>> {
     let bytes = name.to_bytes();
-    if bytes.starts_with(xattr::PREFIX) {
+    if is_ours(bytes) {
         return Ok(None);
     }
     if bytes.starts_with(b"user.") {
@@ -77,7 +83,7 @@ fn guest_name(host: &[u8]) -> Option<&[u8]> {
                 || inner.starts_with(b"trusted.");
             shown.then_some(inner)
         }
-        None => host.starts_with(b"user.").then_some(host),
+        None => (host.starts_with(b"user.") && !is_ours(host)).then_some(host),
     }
 }
 

@@ -18,9 +18,51 @@ pub const DIRECTORY: &CStr = c".virtfs_metadata";
 /// The file that describes the shared directory itself, in it.
 pub const ROOT: &CStr = c".virtfs_metadata_root";
 
-/// Whether a name belongs to this format and not to the guest.
+/// Whether a name belongs to this format and not to the guest, or is another spelling of one that does: this mode is made
+/// for file systems on which there are such. Case counts for nothing on FAT, in directories with chattr +F and on SMB
+/// servers; some of these take characters beyond ASCII for letters, or for nothing; FAT drops dots and spaces at the end,
+/// and has a short name for every long one.
 pub fn reserved(name: &[u8]) -> bool {
-    name == DIRECTORY.to_bytes() || name == ROOT.to_bytes()
+    // Nearly every other name ends here.
+    if !matches!(name.first(), Some(b'.' | b'v' | b'V' | 0x80..)) {
+        return false;
+    }
+    let end = name.iter().rposition(|b| !matches!(b, b'.' | b' '));
+    let name = name.get(..end.map_or(0, |end| end + 1)).unwrap_or_default();
+    // What is no text is compared byte by byte everywhere.
+    let text = str::from_utf8(name).unwrap_or_default();
+    let spells = |ours: &CStr| folded(text).eq(ours.to_bytes().iter().copied().map(char::from));
+    short(name) || spells(DIRECTORY) || spells(ROOT)
+}
+
+/// The letters that some file system takes the characters of `text` for; those that fold to others than ours are left as
+/// they are.
+fn folded(text: &str) -> impl Iterator<Item = char> {
+    text.chars().filter(|&c| !ignorable(c)).map(|c| match c {
+        '\u{17f}' => 's',
+        '\u{130}' | '\u{131}' => 'i',
+        c => c.to_ascii_lowercase(),
+    })
+}
+
+/// Unicode's `Default_Ignorable_Code_Point`, which directories with chattr +F leave out of names.
+fn ignorable(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fff8}' | '\u{1bca0}'..='\u{1bca3}'
+        | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// Whether this is FAT's short name of one of ours (`vfat_create_shortname`): six letters, or two and a number of four
+/// digits.
+fn short(name: &[u8]) -> bool {
+    let [base @ .., b'~', digit] = name else {
+        return false;
+    };
+    let spelt = base.len() == 6 && base[..2].eq_ignore_ascii_case(b"vi");
+    let number = |letters: &[u8]| letters.iter().all(u8::is_ascii_hexdigit);
+    spelt && digit.is_ascii_digit() && (base[2..].eq_ignore_ascii_case(b"rtfs") || number(&base[2..]))
 }
 
 /// `None` in place of "not there", which a path with a file in its middle or a symlink in our place is, too.
@@ -158,5 +200,56 @@ pub fn update(
     match open_to_write(proc, directory, name)? {
         Some(file) => rewrite(file.as_fd(), change),
         None => store(directory, name, &change(&Kept::NOTHING)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reserved;
+
+    #[test]
+    fn no_spelling_of_our_names_is_the_guests() {
+        for ours in [
+            ".virtfs_metadata",
+            ".virtfs_metadata_root",
+            ".VIRTFS_METADATA",
+            ".Virtfs_Metadata_ROOT",
+            ".virtfs_metadata.",
+            ".virtfs_metadata. . ",
+            ".virtf\u{17f}_metadata",
+            ".virtfs_metadata_root\u{ad}",
+            ".v\u{200b}irtfs_metadata",
+            "\u{feff}.V\u{131}RTFS_metadata",
+            "VIRTFS~1",
+            "virtfs~9.",
+            "VI03AF~1",
+        ] {
+            assert!(reserved(ours.as_bytes()), "{ours}");
+        }
+        for theirs in [
+            "",
+            ".",
+            "..",
+            "...",
+            "virtfs_metadata",
+            ".virtfs_metadat",
+            ".virtfs_metadata_",
+            ".virtfs_metadata_roots",
+            ".virtfs_metadata.x",
+            ".virtfs_metadata_root.x",
+            "x.virtfs_metadata",
+            ".virtfs metadata",
+            "virtfs~",
+            "virtfs~10",
+            "virtfx~1",
+            "vi03ag~1",
+            "\u{e4}\u{f6}\u{fc}",
+            "\u{6587}\u{4ef6}\u{6587}\u{4ef6}\u{6587}\u{4ef6}\u{6587}\u{4ef6}",
+            ".virtfs_m\u{e9}tadata",
+            "notes~",
+            ".m\u{e9}tadata",
+        ] {
+            assert!(!reserved(theirs.as_bytes()), "{theirs}");
+        }
     }
 }
