@@ -116,12 +116,13 @@ fn run(config: Config) -> Result<u8, Failure> {
     limits::forbid_core_dumps()?;
     // Before there is a worker: it cannot reach the host's user database.
     let mut users = Users::of(&config.share);
+    let kept = privileges::wanted(&config.share).map_err(Failure::Environment)?;
     let levels = sandbox::levels(config.sandbox);
     for &level in &levels {
         let why = match sandbox::start(level, &config.share) {
             Ok(Start::Worker(worker)) => {
                 drop(inherited);
-                return serve(&config, worker, level, signals, descriptors, users.take());
+                return serve(&config, worker, (level, kept), signals, descriptors, users.take());
             }
             Ok(Start::Outer(mut outer)) => match outer.answer() {
                 Answer::Ready => return supervise(&config, outer, inherited.take()),
@@ -162,7 +163,7 @@ fn supervise(config: &Config, outer: Outer, inherited: Option<Listener>) -> Resu
 fn serve(
     config: &Config,
     mut worker: Worker,
-    level: Level,
+    (level, kept): (Level, CapsHashSet),
     signals: SigSet,
     descriptors: u64,
     users: Option<Users>,
@@ -174,8 +175,7 @@ fn serve(
     let Some((surroundings, directory)) = worker.confine(&config.share) else {
         return Ok(1);
     };
-    let kept =
-        privileges::drop_capabilities(&privileges::wanted(&config.share)).map_err(Failure::Environment)?;
+    privileges::drop_capabilities(&kept).map_err(Failure::Environment)?;
     privileges::bind_to_parent().map_err(Failure::Environment)?;
     if let Some(verdict) = config.seccomp {
         let policy = Policy {

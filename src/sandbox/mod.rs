@@ -99,8 +99,7 @@ fn namespaces(level: Level, share: &ShareOptions) -> Result<i32, String> {
         return Ok(flags);
     }
     // In a user namespace of its own the worker would have no right over other users' files.
-    let wanted = privileges::wanted(share);
-    if let Some(lost) = wanted.into_iter().find(|&capability| has(capability)) {
+    if let Some(lost) = privileges::wanted(share)?.into_iter().next() {
         return Err(format!(
             "it needs CAP_SYS_ADMIN, or a process without any capability: this one has {lost}"
         ));

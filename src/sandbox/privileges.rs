@@ -7,11 +7,11 @@ use host::{CheckAccess, FileHandles, SecurityModel, ShareOptions};
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
 
-/// Capabilities that a worker for this share can use, whether this process has them or not.
+/// Capabilities of this process that a worker for this share has use for.
 ///
 /// CAP_DAC_READ_SEARCH is one only with `--file-handles open`: open_by_handle_at(2) reaches every inode of the file system
 /// with it. What it permits besides, CAP_DAC_OVERRIDE does too.
-pub fn wanted(share: &ShareOptions) -> CapsHashSet {
+pub fn wanted(share: &ShareOptions) -> Result<CapsHashSet, String> {
     let mut wanted = CapsHashSet::new();
     match share.model {
         SecurityModel::Passthrough | SecurityModel::Squash => wanted.extend([
@@ -39,22 +39,23 @@ pub fn wanted(share: &ShareOptions) -> CapsHashSet {
     if share.check_access == CheckAccess::Host {
         wanted.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
     }
-    wanted
+    // Those of a user namespace, which a worker has all of at first, are of no use.
+    let permitted = caps::read(None, CapSet::Permitted).map_err(failed)?;
+    Ok(permitted.intersection(&wanted).copied().collect())
 }
 
 fn failed(error: impl std::fmt::Display) -> String {
     format!("The capabilities cannot be given up: {error}.")
 }
 
-/// Gives up all capabilities but `wanted`, for good, in this thread and those that it makes.
-pub fn drop_capabilities(wanted: &CapsHashSet) -> Result<CapsHashSet, String> {
+/// Gives up all capabilities but `keep`, for good, in this thread and those that it makes.
+pub fn drop_capabilities(keep: &CapsHashSet) -> Result<(), String> {
     let permitted = caps::read(None, CapSet::Permitted).map_err(failed)?;
-    let keep: CapsHashSet = permitted.intersection(wanted).copied().collect();
     if permitted.contains(&Capability::CAP_SETPCAP) {
         // What the kernel does not know is not in its bounding set either.
         for cap in caps::read(None, CapSet::Bounding)
             .map_err(failed)?
-            .difference(&keep)
+            .difference(keep)
         {
             caps::drop(None, CapSet::Bounding, *cap).map_err(failed)?;
         }
@@ -62,9 +63,8 @@ pub fn drop_capabilities(wanted: &CapsHashSet) -> Result<CapsHashSet, String> {
     // A kernel without ambient capabilities has none to clear.
     let _ = caps::clear(None, CapSet::Ambient);
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new()).map_err(failed)?;
-    caps::set(None, CapSet::Effective, &keep).map_err(failed)?;
-    caps::set(None, CapSet::Permitted, &keep).map_err(failed)?;
-    Ok(keep)
+    caps::set(None, CapSet::Effective, keep).map_err(failed)?;
+    caps::set(None, CapSet::Permitted, keep).map_err(failed)
 }
 
 /// No program that this process could start gets more rights, nobody of its user can trace it, its memory is in no core
