@@ -1,22 +1,44 @@
 //! Descriptors that whoever started the program left open for it.
+//!
+//! They are told from this program's own by a flag: what it opens itself is close-on-exec from the beginning, and what
+//! was inherited is not, or exec would have closed it.
 
+use std::fs;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-/// Makes the inherited descriptor `fd` our own, to be closed on exec; None when there is none of that number: it is not
-/// open, or this program has opened it itself, or it was taken before.
+/// Makes the inherited descriptor `fd` this program's own. `None` for one that is not open, a standard stream, one that this
+/// program has opened, and one that was taken over before.
 pub fn own(fd: RawFd) -> Option<OwnedFd> {
-    // SAFETY: asks about a number, whatever it means.
+    if fd <= 2 {
+        return None;
+    }
+    // SAFETY: no memory is passed, and asking changes nothing, whoever owns the descriptor.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-    // What has come through exec is not closed by it, and all that this program opens is (O_CLOEXEC).
     if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
         return None;
     }
-    // SAFETY: changes a flag of a descriptor that is not in use here.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC) } != 0 {
+    // SAFETY: no memory is passed; nobody else owns the descriptor (see the module's text).
+    let set = unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+    if set < 0 {
         return None;
     }
-    // SAFETY: open, and nobody's here: it is not one of our own, by its flag, which is set now, so that this happens once.
+    // SAFETY: it is open and inherited, so nothing in this program owns it; the flag that was just set keeps it from being
+    // owned a second time.
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Closes all inherited descriptors that have not been taken over: a worker that is taken over must not find a directory of
+/// the host among them.
+pub fn close_others() {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else {
+        return;
+    };
+    let numbers: Vec<RawFd> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for fd in numbers {
+        drop(own(fd));
+    }
 }
 
 #[cfg(test)]
@@ -25,18 +47,17 @@ mod tests {
     use std::os::fd::{AsRawFd, IntoRawFd};
 
     #[test]
-    fn what_is_our_own_is_nobodys_to_take_and_what_is_inherited_is_taken_once() {
-        let file = std::fs::File::open("/dev/null").unwrap();
-        assert!(own(file.as_raw_fd()).is_none());
-        assert!(own(-1).is_none());
-        assert!(own(i32::MAX).is_none());
-        let fd = file.into_raw_fd();
-        // As one that was inherited.
-        // SAFETY: the descriptor was given up a line ago, and is nobody else's.
+    fn what_the_program_has_opened_itself_is_not_taken_over() {
+        let file = fs::File::open("/dev/null").unwrap();
+        for fd in [-1, 0, 2, file.as_raw_fd(), 1 << 20] {
+            assert!(own(fd).is_none(), "{fd}");
+        }
+        // As it would be inherited.
+        let fd = fs::File::open("/dev/null").unwrap().into_raw_fd();
+        // SAFETY: no memory is passed, and the descriptor is nobody's now.
         assert_eq!(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }, 0);
         let owned = own(fd).unwrap();
         assert!(own(fd).is_none());
         drop(owned);
-        assert!(own(fd).is_none());
     }
 }

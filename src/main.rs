@@ -109,6 +109,7 @@ fn run(config: Config) -> Result<u8, Failure> {
         Socket::Fd(fd) => Some(socket::inherit(fd).map_err(Failure::Environment)?),
         Socket::Path(..) => None,
     };
+    inherited::close_others();
     if let Socket::Path(path, _) = &config.socket {
         socket::check(path).map_err(Failure::Environment)?;
     }
@@ -154,7 +155,7 @@ fn supervise(config: &Config, outer: Outer, inherited: Option<Listener>) -> Resu
         }
         (None, Socket::Fd(_)) => return Err(Failure::Usage("--fd cannot be used.".to_string())),
     };
-    outer.send(&listener).map_err(Failure::Environment)?;
+    outer.send(&listener);
     drop(listener);
     Ok(outer.supervise(file.as_ref()))
 }

@@ -320,7 +320,12 @@ fn descriptors(pid: u32) -> HashSet<String> {
 
 #[test]
 fn the_outer_process_holds_nothing_of_the_share_and_the_worker_nothing_of_the_host() {
-    let program = start(&[]);
+    // A careless parent leaves a directory of the host open.
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "exec 7</etc; exec \"$@\"", "sh"])
+        .arg(env!("CARGO_BIN_EXE_vhost-user-9p"));
+    let program = Program::start(command, place(), &[]);
     let share = program.share().to_string_lossy().into_owned();
     for target in descriptors(program.pid()) {
         assert!(!target.starts_with(&share), "{target}");

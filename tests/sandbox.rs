@@ -3,21 +3,24 @@
 
 #![cfg(debug_assertions)]
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use tempfile::TempDir;
-use testkit::{Machine, MachineOptions, Program, Vmm};
-use wire::P9_DOTL_RDWR;
+use testkit::{Machine, MachineOptions, Vmm};
+use wire::*;
 
 /// A user that owns nothing here.
 const USER: u32 = 12345;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Everything that is tried; `PID` is this test's process, which is of the same user as the program when that is root.
 const ATTEMPTS: &[&str] = &[
@@ -30,7 +33,7 @@ const ATTEMPTS: &[&str] = &[
     "kill=PID",
     "tgkill=PID",
     "socket",
-    "connect",
+    "connect=PID",
     "exec",
     "fork",
     "namespace",
@@ -51,7 +54,7 @@ const BY_NAMESPACE: &[&str] = &[
     "open-device",
     "kill=PID",
     "tgkill=PID",
-    "connect",
+    "connect=PID",
     "exec",
     "ptrace=PID",
     "mount",
@@ -85,7 +88,7 @@ const BY_FILTER: &[&str] = &[
     "kill=PID",
     "tgkill=PID",
     "socket",
-    "connect",
+    "connect=PID",
     "exec",
     "fork",
     "namespace",
@@ -104,7 +107,7 @@ const POSSIBLE: &[&str] = &[
     "kill=PID",
     "tgkill=PID",
     "socket",
-    "connect",
+    "connect=PID",
     "code",
     "setuid=4321",
 ];
@@ -117,7 +120,7 @@ fn is_root() -> bool {
 fn listen() {
     static LISTENER: OnceLock<UnixListener> = OnceLock::new();
     LISTENER.get_or_init(|| {
-        let name = SocketAddr::from_abstract_name("vhost-9p-test").unwrap();
+        let name = SocketAddr::from_abstract_name(format!("{:013}", std::process::id())).unwrap();
         UnixListener::bind_addr(&name).unwrap()
     });
 }
@@ -175,30 +178,107 @@ enum End {
     Killed,
 }
 
+/// A program that ends with the value.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Gives each kind of thread something to do, until `ended`: whoever has been killed answers nothing.
+fn drive(socket: &Path, ended: &AtomicBool) {
+    let pause = || {
+        std::thread::sleep(Duration::from_millis(1));
+        ended.load(Ordering::Relaxed)
+    };
+    while !socket.exists() {
+        if pause() {
+            return;
+        }
+    }
+    let options = MachineOptions::new(Vmm::Qemu);
+    let Ok((_frontend, mut transport)) = Machine::power_on(socket, &options) else {
+        return;
+    };
+    let (none, name): (&[&[u8]], &[u8]) = (&[], b"file");
+    let requests: [Tmessage<'_>; 5] = [
+        Tversion {
+            msize: 8192,
+            version: b"9P2000.L",
+        }
+        .into(),
+        Tattach {
+            fid: 0,
+            afid: NOFID,
+            uname: b"",
+            aname: b"",
+            n_uname: 0,
+        }
+        .into(),
+        Twalk {
+            fid: 0,
+            newfid: 1,
+            names: Names::new(none),
+        }
+        .into(),
+        Tlcreate {
+            fid: 1,
+            name,
+            flags: P9_DOTL_RDWR,
+            mode: 0o600,
+            gid: 0,
+        }
+        .into(),
+        // For threads that may block.
+        Tfsync { fid: 1, datasync: 0 }.into(),
+    ];
+    let mut bytes = [0; 512];
+    for request in requests {
+        let len = request.encode(0, &mut bytes).unwrap();
+        let token = transport.send(&bytes[..len], &[], 4096);
+        while transport.try_reply(token).is_none() {
+            if pause() {
+                return;
+            }
+        }
+    }
+    while !pause() {}
+}
+
 /// Lets a thread of `role` make the attempt.
 fn probe(role: &str, attempt: &str, ordinary: bool, options: &[&str]) -> End {
     listen();
     let attempt = attempt.replace("PID", &std::process::id().to_string());
     let base = place();
-    let command = command(&base, ordinary, &format!("{role}:{attempt}"));
-    let program = Program::start(command, base, options);
-    // On a thread that nobody waits for: a program that has been killed answers nothing.
-    let socket = program.socket();
-    std::thread::spawn(move || {
-        let machine = Machine::boot(&socket, &MachineOptions::new(Vmm::Qemu));
-        let Ok(Machine { mut client, frontend }) = machine else {
-            return;
-        };
-        let _ = client.clone_fid(0, 1);
-        let _ = client.lcreate(1, "file", P9_DOTL_RDWR, 0o600, 0);
-        // fsync is for threads that may block.
-        let _ = client.fsync(1, 0);
-        std::thread::sleep(Duration::from_secs(30));
-        drop(frontend);
-    });
-    let until = Instant::now() + Duration::from_secs(30);
+    let socket = base.path().join("socket");
+    let log = base.path().join("log");
+    let program = command(&base, ordinary, &format!("{role}:{attempt}"))
+        .arg("--socket-path")
+        .arg(&socket)
+        .arg("--shared-dir")
+        .arg(base.path().join("share"))
+        .args(options)
+        .stdin(Stdio::null())
+        .stderr(File::create(&log).unwrap())
+        .spawn();
+    let _program = Ended(program.unwrap());
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| drive(&socket, &ended));
+        let end = end_of(&log, &format!("{role} {attempt} {options:?}"));
+        ended.store(true, Ordering::Relaxed);
+        end
+    })
+}
+
+/// What the log says of the attempt in the end.
+fn end_of(log: &Path, what: &str) -> End {
+    let until = Instant::now() + PATIENCE;
     loop {
-        let log = program.log();
+        let log = fs::read_to_string(log).unwrap();
         let ends = [
             ("probe: done", End::Done),
             ("probe: refused", End::Refused),
@@ -207,7 +287,7 @@ fn probe(role: &str, attempt: &str, ordinary: bool, options: &[&str]) -> End {
         if let Some((_, end)) = ends.iter().find(|(text, _)| log.contains(text)) {
             return *end;
         }
-        assert!(Instant::now() < until, "{role} {attempt} {options:?}: {log}");
+        assert!(Instant::now() < until, "{what}: {log}");
         std::thread::sleep(Duration::from_millis(2));
     }
 }

@@ -76,7 +76,7 @@ pub fn enter_thread(role: Role) {
 pub fn enter_helper(name: &str) {
     seccomp::filter_helper();
     #[cfg(debug_assertions)]
-    probe::helper(name);
+    probe::named(name);
     let _ = name;
 }
 

@@ -153,11 +153,11 @@ impl Outer {
     }
 
     /// Gives the worker its socket.
-    pub fn send(&self, listener: &Listener) -> Result<(), String> {
-        self.channel
-            .send_with_fd(&[READY][..], listener.as_raw_fd())
-            .map(drop)
-            .map_err(|error| format!("The worker cannot be given its socket: {error}."))
+    pub fn send(&self, listener: &Listener) {
+        // A worker that has gone meanwhile is what `supervise` finds out next.
+        if let Err(error) = self.channel.send_with_fd(&[READY][..], listener.as_raw_fd()) {
+            log::debug!("The worker cannot be given its socket: {error}.");
+        }
     }
 
     /// Waits for the worker's end, with signals forwarded, and removes the socket; gives the exit status.

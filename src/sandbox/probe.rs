@@ -35,15 +35,7 @@ pub fn role(role: Role) {
 }
 
 /// As [`role`] for threads that the device does not make.
-pub fn helper(name: &str) {
-    if ATTEMPT.get().is_some_and(|(role, ..)| role == name) {
-        // Until the program is up.
-        std::thread::sleep(std::time::Duration::from_millis(100));
-    }
-    named(name);
-}
-
-fn named(name: &str) {
+pub fn named(name: &str) {
     let Some((role, attempt, number)) = ATTEMPT.get() else {
         return;
     };
@@ -117,7 +109,7 @@ fn make(attempt: &str, number: i64) -> io::Result<()> {
             let (family, kind) = (i64::from(libc::AF_UNIX), i64::from(libc::SOCK_STREAM));
             let mut address = [0u8; 16];
             address[0] = 1;
-            address[3..].copy_from_slice(b"vhost-9p-test");
+            address[3..].copy_from_slice(format!("{number:013}").as_bytes());
             call(libc::SYS_socket, [family, kind, 0, 0, 0, 0])
                 .and_then(|fd| call(libc::SYS_connect, [fd, address.as_ptr() as i64, 16, 0, 0, 0]))
         }
