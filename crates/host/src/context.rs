@@ -14,6 +14,7 @@ use crate::creds;
 use crate::identity::Devices;
 use crate::name::Name;
 use crate::options::{MayHang, ShareOptions};
+use crate::part::can_be_left;
 use crate::remote::mounted_below;
 use crate::share::Object;
 use crate::surroundings::Surroundings;
@@ -33,6 +34,7 @@ pub struct Context {
     /// The root's mount, where the kernel tells.
     root_mount: Option<u64>,
     confined: bool,
+    can_be_left: bool,
     caps: Caps,
     fsetid: bool,
     /// This process's user and group.
@@ -55,21 +57,21 @@ impl Context {
         let root_key = (stat.dev(), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
-        if options.may_hang == MayHang::Auto
-            && proc
-                .path_of(root.as_fd())
-                .is_ok_and(|path| mounted_below(&path, &mounts))
-        {
+        let path = proc.path_of(root.as_fd());
+        if options.may_hang == MayHang::Auto && path.as_ref().is_ok_and(|path| mounted_below(path, &mounts)) {
             devices.note_remote();
         }
+        let (confined, root_mount) = (is_mount_root(&stat), mount(&stat));
+        let can_be_left = confined && can_be_left(root_mount, &path.unwrap_or_default(), &mounts);
         Ok(Context {
             devices,
             root,
             proc,
             options,
             root_key,
-            root_mount: mount(&stat),
-            confined: is_mount_root(&stat),
+            root_mount,
+            confined,
+            can_be_left,
             caps,
             fsetid,
             own: sys::cred::fs_ids(),
@@ -134,6 +136,21 @@ impl Context {
     /// [`is_root`](Context::is_root).
     pub fn confined(&self) -> bool {
         self.confined
+    }
+
+    /// ESTALE for a directory that the host has moved out of what its mount shows. Nothing is asked where that cannot be,
+    /// or could not be told: one that is moved out of a shared directory that is no mount's root stays within the mount.
+    ///
+    /// The kernel resolves any name in such a directory but `..` (`path_connected` in fs/namei.c): ENOENT then. What is there
+    /// is no symlink: EINVAL.
+    pub fn still_inside(&self, dir: BorrowedFd<'_>) -> io::Result<()> {
+        if !self.can_be_left {
+            return Ok(());
+        }
+        match sys::path::read_link(dir, c"..", &mut [0]) {
+            Err(e) if sys::errno(&e) == libc::ENOENT => Err(sys::error(libc::ESTALE)),
+            _ => Ok(()),
+        }
     }
 
     /// What becomes attributes: as [`Context::stat`], but the time of birth may be missing.

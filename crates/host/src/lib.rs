@@ -20,6 +20,7 @@ pub mod mapped_xattr;
 pub mod mode;
 pub mod name;
 pub mod options;
+mod part;
 mod passthrough;
 mod remote;
 pub mod share;

@@ -53,7 +53,7 @@ pub fn mounted_below(directory: &[u8], mounts: &str) -> bool {
 }
 
 /// Space, tab, newline and backslash are a backslash and three octal digits there.
-fn unescape(text: &str) -> Vec<u8> {
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {

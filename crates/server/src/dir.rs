@@ -97,7 +97,7 @@ impl Session {
             full: false,
         };
         self.share
-            .read_dir(pin.caller(NOGID), &pin.object()?, m.offset, entries, &mut page)?;
+            .read_dir(pin.caller(NOGID), &pin.directory()?, m.offset, entries, &mut page)?;
         let Page { out, end, full } = page;
         if full && end == HEADER {
             return Err(Failure::new(libc::EINVAL));
@@ -111,10 +111,9 @@ impl Session {
     pub(crate) fn mkdir(&self, m: &Tmkdir<'_>) -> Result<Rmkdir, Failure> {
         let name = name(m.name, libc::EEXIST)?;
         let dir = self.pin(m.dfid, libc::ENOENT)?;
-        dir.is_directory()?;
         let id = self
             .share
-            .mkdir(dir.caller(m.gid), &dir.object()?, &name, m.mode & 0o7777)?;
+            .mkdir(dir.caller(m.gid), &dir.directory()?, &name, m.mode & 0o7777)?;
         Ok(Rmkdir { qid: qid(&id) })
     }
 
@@ -122,10 +121,9 @@ impl Session {
     pub(crate) fn mknod(&self, m: &Tmknod<'_>) -> Result<Rmknod, Failure> {
         let name = name(m.name, libc::EEXIST)?;
         let dir = self.pin(m.dfid, libc::ENOENT)?;
-        dir.is_directory()?;
         let id = self.share.mknod(
             dir.caller(m.gid),
-            &dir.object()?,
+            &dir.directory()?,
             &name,
             m.mode,
             libc::makedev(m.major, m.minor),
@@ -142,12 +140,13 @@ impl Session {
             NOFID => None,
             dfid => Some(self.pin(dfid, libc::ENOENT)?),
         };
-        if let Some(to) = &to {
-            to.is_directory()?;
-        }
+        let target = to
+            .as_ref()
+            .map(|to| Ok::<_, Failure>((to.directory()?, to.view().node)));
+        let target = target.transpose()?;
         let place = self.place(pin.view().node, pin.view().uid)?;
-        let (target, (node, path)) = match &to {
-            Some(to) => (to.object()?, (to.view().node, new.as_bytes().to_vec())),
+        let (target, (node, path)) = match target {
+            Some((target, node)) => (target, (node, new.as_bytes().to_vec())),
             None => (place.object(), place.sibling(&new)),
         };
         let caller = pin.caller(NOGID);
@@ -166,12 +165,10 @@ impl Session {
         let new = name(m.newname, libc::EISDIR)?;
         let from = self.pin(m.olddirfid, libc::ENOENT)?;
         let to = self.pin(m.newdirfid, libc::ENOENT)?;
-        from.is_directory()?;
-        to.is_directory()?;
+        let (source, target) = (from.directory()?, to.directory()?);
         let caller = from.caller(NOGID);
         let _move = self.moves.begin();
-        self.share
-            .rename(caller, &from.object()?, &old, &to.object()?, &new)?;
+        self.share.rename(caller, &source, &old, &target, &new)?;
         self.with(|tables| tables.nodes.removed());
         self.follow(&to, &new);
         Ok(Rrenameat)
@@ -209,10 +206,9 @@ impl Session {
             return Err(Failure::new(libc::EINVAL));
         }
         let dir = self.pin(m.dirfd, libc::EINVAL)?;
-        dir.is_directory()?;
         let directory = m.flags & P9_DOTL_AT_REMOVEDIR != 0;
         self.share
-            .unlink(dir.caller(NOGID), &dir.object()?, &old, directory)?;
+            .unlink(dir.caller(NOGID), &dir.directory()?, &old, directory)?;
         self.with(|tables| match directory {
             true => tables.forget_name(dir.view().node, old.as_bytes()),
             false => tables.nodes.removed(),

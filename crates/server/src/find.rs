@@ -184,7 +184,11 @@ impl Session {
         for step in way.steps.iter().rev() {
             let start = match (&here, &base) {
                 (Some((fd, _)), _) => fd.as_fd(),
-                (None, Some(base)) => base.path(),
+                (None, Some(base)) => {
+                    self.share
+                        .still_inside(&Object::by_path(base.path(), libc::S_IFDIR))?;
+                    base.path()
+                }
                 (None, None) => return Err(STALE),
             };
             let (fd, id) = self.descend(start, &step.path)?;
@@ -257,6 +261,7 @@ impl Session {
             above,
             name,
         };
+        self.share.still_inside(&place.object())?;
         let (found, id) = self.share.lookup(caller, &place.object(), &name)?;
         if !known.is_some_and(|known| self.is(&known, found.as_fd(), &id)) {
             return Err(STALE);

@@ -21,10 +21,9 @@ impl Session {
         let name = name(m.name, libc::EEXIST)?;
         let dir = self.pin(m.dfid, libc::ENOENT)?;
         let pin = self.pin(m.fid, libc::ENOENT)?;
-        dir.is_directory()?;
         pin.is_object()?;
         self.share
-            .link(dir.caller(NOGID), &pin.object()?, &dir.object()?, &name)?;
+            .link(dir.caller(NOGID), &pin.object()?, &dir.directory()?, &name)?;
         Ok(Rlink)
     }
 
@@ -32,7 +31,7 @@ impl Session {
     pub(crate) fn symlink(&self, m: &Tsymlink<'_>) -> Result<Rsymlink, Failure> {
         let name = name(m.name, libc::EEXIST)?;
         let dir = self.pin(m.dfid, libc::EINVAL)?;
-        dir.is_directory()?;
+        let object = dir.directory()?;
         if m.target.is_empty() {
             return Err(Failure::new(libc::ENOENT));
         }
@@ -42,9 +41,7 @@ impl Session {
         if m.target.len() >= PATH_MAX {
             return Err(Failure::new(libc::ENAMETOOLONG));
         }
-        let id = self
-            .share
-            .symlink(dir.caller(m.gid), &dir.object()?, &name, m.target)?;
+        let id = self.share.symlink(dir.caller(m.gid), &object, &name, m.target)?;
         Ok(Rsymlink { qid: qid(&id) })
     }
 

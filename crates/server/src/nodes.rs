@@ -101,6 +101,12 @@ impl Node {
         Some(Object::by_path(fd.as_fd(), self.host_type()))
     }
 
+    /// Whether it is the shared directory.
+    #[inline]
+    pub(crate) fn is_root(&self) -> bool {
+        self.root
+    }
+
     /// `S_IFMT` bits of the host object.
     #[inline]
     pub(crate) fn host_type(&self) -> u32 {

@@ -146,7 +146,7 @@ impl Session {
     pub(crate) fn lcreate(&self, m: &Tlcreate<'_>) -> Result<Rlcreate, Failure> {
         let name = name(m.name, libc::EEXIST)?;
         let (pin, uncached, held) = self.pin_unopened(m.fid)?;
-        pin.is_directory()?;
+        let dir = pin.directory()?;
         let how = how(m.flags, uncached);
         let exclusive = match m.flags & P9_DOTL_EXCL {
             0 => 0,
@@ -155,7 +155,7 @@ impl Session {
         self.has_room(held, libc::EMFILE)?;
         let (path, file, id) = self.share.create(
             pin.caller(m.gid),
-            &pin.object()?,
+            &dir,
             &name,
             flags(m.flags)? | append(how) | exclusive,
             m.mode & 0o7777,

@@ -267,13 +267,18 @@ impl Pin<'_> {
         }
     }
 
-    /// ENOTDIR when the object is no directory (EINVAL for an xattr's fid).
-    pub(crate) fn is_directory(&self) -> Result<(), Failure> {
+    /// The object, to do something with a name in it. ENOTDIR when it is no directory (EINVAL for an xattr's fid), ESTALE
+    /// when the host has moved it out of the shared directory.
+    pub(crate) fn directory(&self) -> Result<Object<'_>, Failure> {
         self.is_object()?;
-        match self.view.file_type {
-            FileType::Directory => Ok(()),
-            _ => Err(Failure::new(libc::ENOTDIR)),
+        if self.view.file_type != FileType::Directory {
+            return Err(Failure::new(libc::ENOTDIR));
         }
+        let object = self.object()?;
+        if !self.view.root {
+            self.session.share.still_inside(&object)?;
+        }
+        Ok(object)
     }
 }
 

@@ -107,6 +107,8 @@ pub(crate) struct View {
     pub(crate) how: Opened,
     pub(crate) uid: u32,
     pub(crate) locks: bool,
+    /// The node is the shared directory.
+    pub(crate) root: bool,
 }
 
 impl View {
@@ -246,6 +248,7 @@ impl Tables {
             how: fid.how,
             uid: fid.uid,
             locks: fid.locks,
+            root: false,
         };
         self.nodes.pin(node_number);
         let node = self.nodes.get(node_number)?;
@@ -253,6 +256,7 @@ impl Tables {
             path: node.raw(),
             host_type: node.host_type(),
             file_type: node.file_type,
+            root: node.is_root(),
             ..view
         })
     }

@@ -183,6 +183,9 @@ impl Session {
         if !m.names.is_empty() {
             // What has no name that is known keeps its descriptor.
             self.may_walk(held)?;
+            if !pin.view().root && pin.file_type() == FileType::Directory {
+                self.share.still_inside(&pin.object()?)?;
+            }
         }
         let down = down?;
         let mut qids = [Qid::default(); wire::MAXWELEM];

@@ -114,6 +114,14 @@ impl Share {
         }
     }
 
+    /// ESTALE for a directory that the host has moved out of the shared directory, as for one that cannot be found again,
+    /// where the shared directory is the root of a mount: elsewhere nobody can tell, and all is well. Not for the shared
+    /// directory itself. At most one system call.
+    #[inline]
+    pub fn still_inside(&self, dir: &Object<'_>) -> io::Result<()> {
+        self.context.still_inside(dir.path)
+    }
+
     /// Which object, which version: one statx where the mode maps no types.
     pub fn identify(&self, caller: Caller, object: &Object<'_>) -> io::Result<Identity> {
         self.as_caller(caller, || self.mode.identify(object))

@@ -28,6 +28,7 @@ mod hang;
 mod identity;
 mod known;
 mod many;
+mod moved_out;
 mod run;
 mod threads;
 mod unlinked;
