@@ -29,6 +29,7 @@ mod identity;
 mod known;
 mod many;
 mod moved_out;
+mod race;
 mod run;
 mod threads;
 mod unlinked;
