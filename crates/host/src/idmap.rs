@@ -386,6 +386,13 @@ impl IdMaps {
         self.groups.reaches(host) && !self.is_forbidden(host)
     }
 
+    /// Users of the host and their groups that `--squash-root` and `--squash-all` name.
+    pub fn squashed(&self) -> impl Iterator<Item = (u32, u32)> {
+        let root = self.users.squash_root.zip(self.groups.squash_root);
+        let all = self.users.squash_all.zip(self.groups.squash_all);
+        [root, all].into_iter().flatten()
+    }
+
     /// Users of the host that the options name: whom files are squashed to, and those of ranges as far as these are
     /// few, `most` in all.
     pub fn named_users(&self, most: usize) -> Vec<u32> {

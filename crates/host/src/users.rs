@@ -42,7 +42,23 @@ impl Users {
     /// /proc.
     pub fn of(options: &ShareOptions) -> Option<Users> {
         let needed = options.check_access == CheckAccess::Host;
-        needed.then(|| Users::read(&options.ids.named_users(NAMED)))
+        needed.then(|| {
+            let mut users = Users::read(&options.ids.named_users(NAMED));
+            options.ids.squashed().for_each(|(uid, gid)| users.join(uid, gid));
+            users
+        })
+    }
+
+    /// Makes this user a member of the group, and the group its first if it has none: who is squashed to both works with
+    /// both.
+    fn join(&mut self, uid: u32, gid: u32) {
+        let user = self.known.entry(uid).or_insert(User {
+            primary: gid,
+            groups: Vec::new(),
+        });
+        if !user.groups.contains(&gid) {
+            user.groups.push(gid);
+        }
     }
 
     /// Reads what the database lists, and asks it for each of `named` as well: some databases list nobody.
@@ -129,7 +145,16 @@ mod tests {
             assert_eq!(sorted(user.groups.clone()), sorted(groups), "{uid}");
         }
         assert!(listed.get(4_000_000_000).is_none());
-        let named = Users::read(&[0, 4_000_000_000]);
+        let mut named = Users::read(&[0, 4_000_000_000]);
         assert_eq!(named.len(), listed.len());
+        named.join(4_000_000_000, 7);
+        named.join(4_000_000_000, 8);
+        assert_eq!(
+            named.get(4_000_000_000),
+            Some(&User {
+                primary: 7,
+                groups: vec![7, 8]
+            })
+        );
     }
 }
