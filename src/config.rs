@@ -88,7 +88,7 @@ impl Config {
         let Some(directory) = &args.shared_dir else {
             return Err(Failure::Usage("--shared-dir is missing.".to_string()));
         };
-        check_directory(directory)?;
+        let directory = directory_of(directory)?;
         let mut share = ShareOptions::new(directory, model(args.security_model));
         share.readonly = args.readonly;
         share.fmode = args.fmode;
@@ -221,11 +221,13 @@ pub fn model_name(model: SecurityModel) -> &'static str {
     }
 }
 
-fn check_directory(directory: &Path) -> Result<(), Failure> {
+/// The directory's path without symlinks, which is what the kernel and the log call it.
+fn directory_of(directory: &Path) -> Result<PathBuf, Failure> {
     let shown = directory.display();
-    match fs::metadata(directory) {
-        Ok(found) if found.is_dir() => Ok(()),
-        Ok(_) => Err(Failure::Environment(format!(
+    let found = fs::canonicalize(directory).and_then(|path| Ok((fs::metadata(&path)?.is_dir(), path)));
+    match found {
+        Ok((true, path)) => Ok(path),
+        Ok((false, _)) => Err(Failure::Environment(format!(
             "{shown} is not a directory, so it cannot be shared."
         ))),
         Err(error) => Err(Failure::Environment(format!(

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
-use testkit::{Machine, MachineOptions, Program, Vmm, scenario};
+use testkit::{Errno, Machine, MachineOptions, Program, Vmm, scenario};
 use wire::P9_DOTL_RDWR;
 
 /// A user that owns nothing here.
@@ -217,6 +217,14 @@ fn an_ordinary_user_gets_namespaces_too() {
         client.walk_all(0, 2, &["another's"]).unwrap();
         let shown = client.stat(2).unwrap();
         assert_eq!((shown.uid, shown.gid), (65534, 65534));
+        let refused = client.lopen(2, P9_DOTL_RDWR);
+        assert_eq!(refused.map(drop), Err(Errno::EACCES));
+        let path = program.share().join("another's");
+        let said = format!("open \"{}\" was refused", path.display());
+        until("it is not said", || {
+            let log = program.log();
+            log.contains(&said) && log.contains("belongs to another user")
+        });
         client.walk_all(0, 3, &["dir"]).unwrap();
         let shown = client.stat(3).unwrap();
         assert_eq!(shown.gid, USER);

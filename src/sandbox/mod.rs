@@ -120,10 +120,15 @@ fn confine(
     let root = Path::new("/");
     match level {
         Level::Namespace => {
-            if namespaces & libc::CLONE_NEWUSER != 0 {
+            let own_users = namespaces & libc::CLONE_NEWUSER != 0;
+            if own_users {
                 root::keep_ids(ids.0, ids.1)?;
             }
-            Ok((root::pivot(&share.directory, share.readonly)?, root))
+            let surroundings = root::pivot(&share.directory, share.readonly)?;
+            match own_users {
+                true => Ok((surroundings.hiding_owners(), root)),
+                false => Ok((surroundings, root)),
+            }
         }
         Level::Chroot => Ok((root::change_root(&share.directory)?, root)),
         Level::Landlock => {

@@ -8,6 +8,7 @@
 use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 use crate::attr::{Attr, Caller, FileType, Identity};
 use crate::creds;
@@ -39,6 +40,9 @@ pub struct Context {
     fsetid: bool,
     /// This process's user and group.
     own: (u32, u32),
+    /// The shared directory as this process sees it.
+    root_path: Vec<u8>,
+    hides_owners: bool,
 }
 
 impl Context {
@@ -46,7 +50,12 @@ impl Context {
     /// capabilities (threads made later inherit that), so that the kernel clears set-id bits when anybody writes
     /// to a file, as it does for a user who is not root: the writer may be any user of the guest.
     pub fn new(root: OwnedFd, surroundings: Surroundings, options: ShareOptions) -> io::Result<Context> {
-        let Surroundings { proc, mounts, .. } = surroundings;
+        let Surroundings {
+            proc,
+            mounts,
+            hides_owners,
+            ..
+        } = surroundings;
         let stat = sys::attr::stat(root.as_fd())?;
         let before = Caps::current()?;
         let fsetid = before.may(CAP_FSETID);
@@ -57,12 +66,12 @@ impl Context {
         let root_key = (stat.dev(), stat.stx_ino);
         let devices = Devices::new(root_key.0, options.multidevs);
         devices.note_root(sys::attr::statfs(root.as_fd())?.f_type);
-        let path = proc.path_of(root.as_fd());
-        if options.may_hang == MayHang::Auto && path.as_ref().is_ok_and(|path| mounted_below(path, &mounts)) {
+        let path = proc.path_of(root.as_fd()).unwrap_or_default();
+        if options.may_hang == MayHang::Auto && mounted_below(&path, &mounts) {
             devices.note_remote();
         }
         let (confined, root_mount) = (is_mount_root(&stat), mount(&stat));
-        let can_be_left = confined && can_be_left(root_mount, &path.unwrap_or_default(), &mounts);
+        let can_be_left = confined && can_be_left(root_mount, &path, &mounts);
         Ok(Context {
             devices,
             root,
@@ -75,6 +84,8 @@ impl Context {
             caps,
             fsetid,
             own: sys::cred::fs_ids(),
+            root_path: path,
+            hides_owners,
         })
     }
 
@@ -88,6 +99,29 @@ impl Context {
     pub fn is_self(&self, owner: Caller) -> bool {
         let (uid, gid) = self.own;
         [uid, u32::MAX].contains(&owner.uid) && [gid, u32::MAX].contains(&owner.gid) && !creds::switched()
+    }
+
+    /// Where the object is, for whoever reads the log: below the directory that was asked for, whatever this process sees as
+    /// its root directory.
+    pub fn shown_path(&self, object: BorrowedFd<'_>) -> Vec<u8> {
+        let path = self.proc.path_of(object).unwrap_or_default();
+        match path.strip_prefix(&self.root_path[..]) {
+            Some(below) => {
+                let mut shown = self.options.directory.as_os_str().as_bytes().to_vec();
+                // The root directory's own path ends with a slash.
+                if !below.is_empty() && !below.starts_with(b"/") && !shown.ends_with(b"/") {
+                    shown.push(b'/');
+                }
+                shown.extend_from_slice(below);
+                shown
+            }
+            None => path,
+        }
+    }
+
+    /// Whether owners other than this process's user show as nobody.
+    pub fn hides_owners(&self) -> bool {
+        self.hides_owners
     }
 
     /// `/proc/self/fd`.

@@ -47,7 +47,7 @@ struct Sentence<'a> {
 impl fmt::Display for Sentence<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Sentence { context, refusal } = self;
-        let path = context.proc().path_of(refusal.object.path).unwrap_or_default();
+        let path = context.shown_path(refusal.object.path);
         write!(f, "{} \"{}", refusal.op, Shown::end(&path, shown::PATH))?;
         if let Some(name) = refusal.name {
             write!(f, "/{}", Shown::all(name.as_bytes()))?;
@@ -103,14 +103,14 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         return format!(
             "{}; the options for users and groups say which owners the guest can give, and only files of such owners \
              can get set-id bits",
-            owned(subject)
+            owned(context, subject)
         );
     }
     if options.check_access == CheckAccess::Host {
         return format!(
             "{}, and --check-access host gives guest user {} no more than the host's user of that number has; \
              change the owner or mode on the host",
-            owned(subject),
+            owned(context, subject),
             refusal.caller.uid
         );
     }
@@ -135,7 +135,7 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         }
         "setattr" | "setxattr" | "removexattr" if lacks(CAP_FOWNER) && subject.stx_uid != uid => format!(
             "{}, only its owner may do that, and {process} without CAP_FOWNER; run it as that user or as root",
-            owned(subject)
+            owned(context, subject)
         ),
         "setattr"
             if refusal.errno == libc::EPERM
@@ -152,7 +152,7 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         {
             format!(
                 "the directory is sticky ({}), so only the owner removes or renames, and {process}",
-                owned(&object)
+                owned(context, &object)
             )
         }
         _ if lacks(CAP_DAC_OVERRIDE) => {
@@ -160,9 +160,9 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
             let of_the_directory =
                 refusal.name.is_some() && (named.is_none() || needs_the_directory(refusal));
             let belongs = if of_the_directory {
-                format!("its directory {}", belongs(&object))
+                format!("its directory {}", belongs(context, &object))
             } else {
-                owned(subject)
+                owned(context, subject)
             };
             format!(
                 "{belongs}, and {process}; give that user access on the host (chown, or setfacl -m u:{uid}:rwX), or \
@@ -171,7 +171,7 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
         }
         _ => format!(
             "{}, {process}, and the host's own rules (a security module, a lock-down of the mount) refuse it",
-            owned(subject)
+            owned(context, subject)
         ),
     }
 }
@@ -192,15 +192,20 @@ fn flagged(stat: &Statx) -> Option<String> {
     })
 }
 
-fn owned(stat: &Statx) -> String {
-    format!("it {}", belongs(stat))
+fn owned(context: &Context, stat: &Statx) -> String {
+    format!("it {}", belongs(context, stat))
 }
 
-fn belongs(stat: &Statx) -> String {
+fn belongs(context: &Context, stat: &Statx) -> String {
+    let mode = stat.stx_mode & 0o7777;
+    if context.hides_owners() && stat.stx_uid != cred::fs_ids().0 {
+        return format!(
+            "belongs to another user (whom the sandbox's user namespace hides; --sandbox landlock shows owners) with mode \
+             {mode:04o}"
+        );
+    }
     format!(
-        "belongs to {}:{} with mode {:04o}",
-        stat.stx_uid,
-        stat.stx_gid,
-        stat.stx_mode & 0o7777
+        "belongs to {}:{} with mode {mode:04o}",
+        stat.stx_uid, stat.stx_gid
     )
 }

@@ -15,6 +15,8 @@ pub struct Surroundings {
     pub(crate) mounts: String,
     /// The host's users, where they have been asked for already.
     pub(crate) users: Option<Users>,
+    /// Owners other than this process's user show as nobody.
+    pub(crate) hides_owners: bool,
 }
 
 impl Surroundings {
@@ -25,6 +27,7 @@ impl Surroundings {
             proc: ProcFd::from(descriptors),
             mounts,
             users: None,
+            hides_owners: false,
         }
     }
 
@@ -32,6 +35,15 @@ impl Surroundings {
     #[must_use]
     pub fn with_users(self, users: Option<Users>) -> Surroundings {
         Surroundings { users, ..self }
+    }
+
+    /// The same in a user namespace that knows this process's user alone.
+    #[must_use]
+    pub fn hiding_owners(self) -> Surroundings {
+        Surroundings {
+            hides_owners: true,
+            ..self
+        }
     }
 
     /// Of a process that keeps its root directory.
@@ -49,6 +61,7 @@ impl Surroundings {
             proc,
             mounts: mounts.read(),
             users: None,
+            hides_owners: false,
         })
     }
 }
