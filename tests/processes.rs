@@ -232,6 +232,27 @@ fn an_ordinary_user_gets_namespaces_too() {
 }
 
 #[test]
+fn in_the_mapped_modes_root_is_told_to_be_the_owner() {
+    if !is_root() {
+        return;
+    }
+    for model in ["mapped-xattr", "mapped-file"] {
+        let program = start_as(&["--clear-groups"], &["--security-model", model]);
+        let log = program.log();
+        assert!(
+            log.contains(&format!("belongs to {USER}:{USER} with mode 0755")),
+            "{log}"
+        );
+        assert!(log.contains(&format!("run it as user {USER}")), "{log}");
+        assert!(
+            !start(&["--security-model", model])
+                .log()
+                .contains("run it as user")
+        );
+    }
+}
+
+#[test]
 fn without_the_rights_for_namespaces_the_next_level_is_taken_and_said() {
     if !is_root() {
         return;

@@ -140,6 +140,9 @@ impl Share {
             options.model,
             SecurityModel::MappedXattr | SecurityModel::MappedFile
         );
+        if mapped {
+            warn_of_another_owner(&context);
+        }
         let credentials = match options.check_access {
             CheckAccess::Guest => None,
             CheckAccess::Host if mapped => {
@@ -240,6 +243,33 @@ impl Share {
             None => Ok(()),
         }
     }
+}
+
+/// Says so where this process can make nothing in the shared directory: the mapped modes keep no capability, not as root
+/// either.
+fn warn_of_another_owner(context: &Context) {
+    let Ok(stat) = sys::attr::stat(context.root()) else {
+        return;
+    };
+    let (uid, gid) = sys::cred::fs_ids();
+    let others = u32::from(stat.stx_mode) & (libc::S_IWGRP | libc::S_IWOTH) != 0;
+    if stat.stx_uid == uid
+        || others
+        || context.caps().has(sys::cred::CAP_DAC_OVERRIDE)
+        || context.hides_owners()
+    {
+        return;
+    }
+    log::warn!(
+        "{} belongs to {}:{} with mode {:04o}, and in this mode the process works as {uid}:{gid} without any capability, so the \
+         guest can make nothing there: run it as user {} (setpriv --reuid, or User= of a systemd unit), or give it the directory \
+         (chown)",
+        context.options().directory.display(),
+        stat.stx_uid,
+        stat.stx_gid,
+        stat.stx_mode & 0o7777,
+        stat.stx_uid
+    );
 }
 
 impl std::fmt::Debug for Share {
