@@ -101,6 +101,7 @@ fn no_thread(error: std::io::Error) -> Failure {
 
 /// Makes a worker that serves, in the best sandbox there is, and waits for it; in the worker, serves.
 fn run(config: Config) -> Result<u8, Failure> {
+    let mut users = sandbox::users(&config.share).map_err(Failure::Environment)?;
     // Before any thread: threads inherit what is blocked.
     let signals = signals::block()
         .map_err(|error| Failure::Environment(format!("Signals cannot be blocked: {error}.")))?;
@@ -115,8 +116,6 @@ fn run(config: Config) -> Result<u8, Failure> {
     }
     let descriptors = limits::raise_nofile(config.rlimit_nofile)?;
     limits::forbid_core_dumps()?;
-    // Before there is a worker: it cannot reach the host's user database.
-    let mut users = Users::of(&config.share);
     let kept = privileges::wanted(&config.share).map_err(Failure::Environment)?;
     let levels = sandbox::levels(config.sandbox);
     for &level in &levels {

@@ -13,6 +13,7 @@ mod probe;
 mod process;
 mod root;
 pub mod seccomp;
+mod users;
 
 use std::path::Path;
 
@@ -21,6 +22,7 @@ use device::Role;
 use host::{ShareOptions, Surroundings};
 
 pub use outer::{Answer, Outer, Start, Worker, start};
+pub use users::users;
 
 /// How much of the host the worker sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@
 //! that may be a user whom the database only knows by number, belongs to no group.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 
 use crate::idmap::overflow_ids;
 use crate::options::{CheckAccess, ShareOptions};
@@ -30,7 +31,7 @@ pub struct User {
 }
 
 /// See the module's text.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Users {
     known: HashMap<u32, User>,
     /// Whom and which group the host makes of those that it cannot name.
@@ -107,6 +108,42 @@ impl Users {
         }
     }
 
+    /// For another process: the overflow ids, then each user with its groups, the primary one first; a line each.
+    pub fn to_text(&self) -> String {
+        let (user, group) = self.overflow;
+        let mut text = format!("{user} {group}\n");
+        for (uid, user) in &self.known {
+            // Writing to a string does not fail.
+            let _ = write!(text, "{uid} {}", user.primary);
+            for group in &user.groups {
+                let _ = write!(text, " {group}");
+            }
+            text.push('\n');
+        }
+        text
+    }
+
+    /// What [`Users::to_text`] has made; `None` for anything else.
+    pub fn from_text(text: &str) -> Option<Users> {
+        let mut lines = text.lines().map(|line| {
+            let numbers: Result<Vec<u32>, _> = line.split(' ').map(str::parse).collect();
+            numbers.ok()
+        });
+        let &[user, group] = &*lines.next()?? else {
+            return None;
+        };
+        let known = lines.map(|numbers| {
+            let numbers = numbers?;
+            let (&[uid, primary], groups) = numbers.split_first_chunk()?;
+            let groups = groups.to_vec();
+            Some((uid, User { primary, groups }))
+        });
+        Some(Users {
+            known: known.collect::<Option<_>>()?,
+            overflow: (user, group),
+        })
+    }
+
     /// `None` for whom the host does not know.
     pub fn get(&self, uid: u32) -> Option<&User> {
         self.known.get(&uid)
@@ -126,6 +163,24 @@ impl Users {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_process_gets_the_same() {
+        let mut users = Users::read(&[]);
+        users.join(4_000_000_000, 7);
+        assert_eq!(Users::from_text(&users.to_text()), Some(users));
+        for wrong in [
+            "",
+            "1\n",
+            "1 2 3\n",
+            "1 2\n3\n",
+            "1 2\n3 x\n",
+            "1 2\n\n",
+            "-1 2\n",
+        ] {
+            assert_eq!(Users::from_text(wrong), None, "{wrong:?}");
+        }
+    }
 
     /// Whatever this machine's database has: listing it gives what asking for each one gives.
     #[test]
