@@ -351,7 +351,7 @@ fn unmapped(word: &[u8], mapped: u64) -> Vec<u8> {
 /// Changes `data` into another script.
 pub fn mutate(data: &mut Vec<u8>, random: &mut Random) {
     let mut script = Script::decode(data);
-    script.mutate(random, fresh);
+    script.mutate(random, |random| vec![fresh(random)]);
     *data = script.encode();
 }
 

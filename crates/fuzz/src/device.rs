@@ -440,7 +440,7 @@ pub fn record(real: bool, options: RingOptions, work: impl FnOnce(&mut Client<Ri
 /// Changes `data` into another script.
 pub fn mutate(data: &mut Vec<u8>, random: &mut Random) {
     let mut script = Script::decode(data);
-    script.mutate(random, fresh);
+    script.mutate(random, |random| vec![fresh(random)]);
     *data = script.encode();
 }
 

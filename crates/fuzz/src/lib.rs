@@ -23,6 +23,7 @@ pub mod script;
 pub mod session;
 pub mod watchdog;
 pub mod work;
+mod world;
 
 use std::path::{Path, PathBuf};
 

@@ -61,15 +61,15 @@ impl Script {
         data
     }
 
-    /// Changes it a little: its records, their order, bytes and numbers in them; or brings in a record that `fresh`
+    /// Changes it a little: its records, their order, bytes and numbers in them; or brings in records that `fresh`
     /// makes.
-    pub fn mutate(&mut self, random: &mut Random, fresh: impl Fn(&mut Random) -> (u8, Vec<u8>)) {
+    pub fn mutate(&mut self, random: &mut Random, fresh: impl Fn(&mut Random) -> Vec<(u8, Vec<u8>)>) {
         for _ in 0..1 + random.below(4) {
             let count = self.records.len();
             let at = random.below(count.max(1));
             match random.below(12) {
                 0 => self.header[random.below(HEADER)] = random.next() as u8,
-                1..=4 => self.records.insert(at, fresh(random)),
+                1..=4 => drop(self.records.splice(at..at, fresh(random))),
                 _ if count == 0 => {}
                 5 => drop(self.records.remove(at)),
                 6 => {
@@ -181,7 +181,7 @@ mod tests {
         let mut random = Random::new(1);
         for len in 0..data.len() {
             let mut cut = Script::decode(&data[..len]);
-            cut.mutate(&mut random, |random| (random.next() as u8, vec![0; 3]));
+            cut.mutate(&mut random, |random| vec![(random.next() as u8, vec![0; 3])]);
             assert_eq!(Script::decode(&cut.encode()), cut);
         }
     }

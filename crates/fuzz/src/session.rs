@@ -1,48 +1,34 @@
 //! A session: messages, tried in every way in which a device does, on a temporary directory in any share mode, while
 //! the host renames, replaces and removes what they are about.
 
-use std::fs;
-use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use host::{CheckAccess, IoVec, SecurityModel, Share, ShareOptions};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use host::{CheckAccess, IdMaps, IdOptions, IoVec, SecurityModel, Share, ShareOptions};
 use server::request::copy_len;
 use server::{How, Limits, Outcome, Request, Scratch, Session, Usage};
-use tempfile::TempDir;
 use testkit::{Random, Transport};
 use wire::*;
 
 use crate::script::{HEADER, Reader, Script, parse};
-use crate::{watchdog, work};
+use crate::watchdog;
+use crate::world::{PATHS, SECRET, Scene, World, open_descriptors};
 
 /// A message: how it is tried, room for the reply, and its bytes.
 pub const MESSAGE: u8 = 0;
-/// Something the host does: what, and to which of [`PATHS`].
+/// Something the host does: what, and to which of its paths.
 pub const HOST: u8 = 1;
 
 /// A message's size field stays as it is (else it is made right).
 pub const AS_IT_IS: u8 = 0x80;
 
-/// What the host changes. The messages of `testkit::random` use the same names.
-const PATHS: [&str; 10] = [
-    "a", "b", "c", "dir", "file", "fifo", "out", "up", "dir/a", "dir/file",
-];
-
 /// Rooms for a reply; the first are the usual ones.
 const ROOMS: [usize; 8] = [8192, 8192, 4096, 8192, 160, 64, 11, 7];
 
 const MSIZE: u32 = 8192;
-const SECRET: &[u8] = b"secret of the host";
 /// Bytes behind a reply buffer, not to be touched.
 const GUARD: [u8; 64] = [0xa5; 64];
 /// Bytes of a payload that are moved at a time.
 const SLICE: usize = 1024;
-/// Above any descriptor that a run has open.
-const DESCRIPTORS: i32 = 80;
 
 /// Tries a script.
 ///
@@ -76,173 +62,6 @@ pub fn run(data: &[u8]) {
     world.check();
 }
 
-/// The shared directory, and what is beside it.
-struct World {
-    base: TempDir,
-    secret: fs::Metadata,
-}
-
-impl World {
-    fn new() -> World {
-        let base = tempfile::tempdir().expect("a temporary directory");
-        let outside = base.path().join("outside");
-        let share = base.path().join("share");
-        fs::create_dir(&outside).expect("mkdir");
-        fs::write(outside.join("secret"), SECRET).expect("write");
-        work::prepare(&share);
-        symlink("../outside/secret", share.join("out")).expect("symlink");
-        symlink("..", share.join("up")).expect("symlink");
-        let secret = fs::metadata(outside.join("secret")).expect("stat");
-        World { base, secret }
-    }
-
-    fn share(&self) -> PathBuf {
-        self.base.path().join("share")
-    }
-
-    fn outside(&self) -> PathBuf {
-        self.base.path().join("outside")
-    }
-
-    /// What another process of the host does in the share.
-    fn interfere(&self, body: &[u8]) {
-        let mut body = Reader(body);
-        let what = body.u8();
-        let mut path = || {
-            let path = PATHS[usize::from(body.u8()) % PATHS.len()];
-            self.share().join(path)
-        };
-        let (one, other) = (path(), path());
-        // The host's own hand must not get out of the share through a symlink that it or the guest has put there.
-        let inside = |path: &Path| {
-            path.parent()
-                .is_some_and(|dir| kind(dir).is_some_and(|kind| kind.is_dir()))
-        };
-        if !inside(&one) || !inside(&other) {
-            return;
-        }
-        // Whatever is not possible just now is not done.
-        let _ = match what % 10 {
-            0 => fs::rename(&one, &other),
-            1 => replace(&one, |at| symlink(self.outside().join("secret"), at)),
-            2 => replace(&one, |at| symlink(self.outside(), at)),
-            3 => remove(&one),
-            4 if kind(&one).is_none_or(|kind| kind.is_symlink()) => return,
-            4 => fs::set_permissions(
-                &one,
-                fs::Permissions::from_mode([0o777, 0, 0o4755, 0o444][usize::from(what / 10) % 4]),
-            ),
-            5 => replace(&one, |at| {
-                Ok(nix::unistd::mkfifo(at, Mode::from_bits_truncate(0o666))?)
-            }),
-            6 => replace(&one, |at| fs::create_dir(at)),
-            7 => replace(&one, |at| fs::write(at, "the host's")),
-            8 => fs::hard_link(&one, &other),
-            // /dev/null's number, which anybody may open and nobody notices.
-            _ => replace(&one, |at| {
-                let mode = Mode::from_bits_truncate(0o666);
-                let device = nix::sys::stat::makedev(1, 3);
-                Ok(nix::sys::stat::mknod(at, SFlag::S_IFCHR, mode, device)?)
-            }),
-        };
-    }
-
-    /// Nothing outside of the share has changed.
-    fn check(&self) {
-        let secret = self.outside().join("secret");
-        let now = fs::metadata(&secret).expect("the secret is there");
-        let attributes = |of: &fs::Metadata| {
-            (
-                of.mode(),
-                of.uid(),
-                of.gid(),
-                of.nlink(),
-                of.ctime(),
-                of.ctime_nsec(),
-            )
-        };
-        assert_eq!(
-            attributes(&self.secret),
-            attributes(&now),
-            "the secret was changed"
-        );
-        assert_eq!(fs::read(&secret).expect("read"), SECRET);
-        let names = |dir: &Path| fs::read_dir(dir).expect("readdir").count();
-        assert_eq!((names(self.base.path()), names(&self.outside())), (2, 1));
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        // TempDir cannot remove what is not its user's to write; root need not care.
-        let _ = fs::set_permissions(self.share(), fs::Permissions::from_mode(0o700));
-    }
-}
-
-fn kind(path: &Path) -> Option<fs::FileType> {
-    Some(fs::symlink_metadata(path).ok()?.file_type())
-}
-
-fn remove(path: &Path) -> std::io::Result<()> {
-    match fs::symlink_metadata(path)?.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    }
-}
-
-fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
-    let _ = remove(path);
-    make(path)
-}
-
-/// What the process has open besides the session's descriptors, so that those can be looked at.
-struct Scene {
-    secret: u64,
-    outside: u64,
-    device: u64,
-    known: Vec<i32>,
-}
-
-impl Scene {
-    /// `_session` has been made, and its root is open.
-    fn of(world: &World, _session: &Session) -> Scene {
-        let outside = fs::metadata(world.outside()).expect("stat");
-        Scene {
-            secret: world.secret.ino(),
-            outside: outside.ino(),
-            device: outside.dev(),
-            known: (0..DESCRIPTORS).filter(|fd| flags(*fd).is_some()).collect(),
-        }
-    }
-
-    /// No descriptor is of anything outside of the share, and none of a special file is more than a name.
-    fn check(&self) {
-        for fd in (0..DESCRIPTORS).filter(|fd| !self.known.contains(fd)) {
-            let Some(flags) = flags(fd) else { continue };
-            // SAFETY: it was open a moment ago, and this thread alone opens and closes descriptors here.
-            let stat = fstat(unsafe { BorrowedFd::borrow_raw(fd) }).expect("fstat");
-            let kind = SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT;
-            let plain = matches!(kind, SFlag::S_IFREG | SFlag::S_IFDIR);
-            assert!(
-                plain || flags.contains(OFlag::O_PATH),
-                "a special file is open: {kind:?}"
-            );
-            let outside = stat.st_dev == self.device && [self.secret, self.outside].contains(&stat.st_ino);
-            assert!(!outside, "something outside of the share is open");
-        }
-    }
-}
-
-fn flags(fd: i32) -> Option<OFlag> {
-    // SAFETY: F_GETFL does nothing to a descriptor, and says so when it is none.
-    let flags = fcntl(unsafe { BorrowedFd::borrow_raw(fd) }, FcntlArg::F_GETFL).ok()?;
-    Some(OFlag::from_bits_retain(flags))
-}
-
-fn open_descriptors() -> usize {
-    fs::read_dir("/proc/self/fd").expect("procfs").count()
-}
-
 /// A session and who calls it.
 struct Guest {
     session: Arc<Session>,
@@ -264,6 +83,21 @@ impl Guest {
         if header[1] & 0x38 == 0x38 {
             options.check_access = CheckAccess::Host;
         }
+        let flag = |bit: u8| header[3] & bit != 0;
+        if flag(1) {
+            let squash_all = Some("1234:1234".parse().expect("a pair of ids"));
+            let ids = IdOptions {
+                squash_all,
+                ..IdOptions::default()
+            };
+            options.ids = IdMaps::new(&ids).expect("possible ids");
+        }
+        options.allow_devices = flag(2);
+        options.allow_xattrs.security = flag(4);
+        if options.check().is_err() {
+            (options.allow_devices, options.allow_xattrs) = Default::default();
+        }
+        world.allow(options.allow_devices, options.allow_xattrs.security);
         // A mode that this file system or this user cannot have.
         let share = Arc::new(Share::open(&options).ok()?);
         let limits = Limits {
@@ -464,20 +298,85 @@ impl Transport for Recorder {
 /// Changes `data` into another script.
 pub fn mutate(data: &mut Vec<u8>, random: &mut Random) {
     let mut script = Script::decode(data);
-    script.mutate(random, |random| match random.below(4) {
-        0 => (HOST, (0..3).map(|_| random.next() as u8).collect()),
-        _ => {
-            let mut body = vec![random.next() as u8 & 3, random.below(12) as u8];
-            if random.below(8) == 0 {
-                body[0] |= AS_IT_IS;
-                body.extend(testkit::random::damaged_message(random));
-            } else {
-                let mut buf = [0; 256];
-                let len = testkit::random::message(random, &mut buf);
-                body.extend(&buf[..len]);
-            }
-            (MESSAGE, body)
-        }
+    script.mutate(random, |random| match random.below(8) {
+        0 | 1 => vec![(HOST, (0..3).map(|_| random.next() as u8).collect())],
+        2 | 3 => visit(random),
+        _ => vec![any_message(random)],
     });
     *data = script.encode();
+}
+
+fn any_message(random: &mut Random) -> (u8, Vec<u8>) {
+    let mut body = vec![random.next() as u8 & 3, random.below(12) as u8];
+    if random.below(8) == 0 {
+        body[0] |= AS_IT_IS;
+        body.extend(testkit::random::damaged_message(random));
+    } else {
+        let mut buf = [0; 256];
+        let len = testkit::random::message(random, &mut buf);
+        body.extend(&buf[..len]);
+    }
+    (MESSAGE, body)
+}
+
+/// Walks somewhere from the root, lets the host do something, and does something there.
+fn visit(random: &mut Random) -> Vec<(u8, Vec<u8>)> {
+    let fid = 1 + random.below(7) as u32;
+    let path = PATHS[random.below(PATHS.len())];
+    let mut names: Vec<&[u8]> = path.split('/').map(str::as_bytes).collect();
+    if random.below(3) == 0 {
+        names.push([&b".."[..], b"a", b"secret", b"outside"][random.below(4)]);
+    }
+    let flags = [0, 1, 2, 0o1001, 0o2002, 0o200_000][random.below(6)];
+    let walk = Twalk {
+        fid: 0,
+        newfid: fid,
+        names: Names::new(&names),
+    };
+    let act: Tmessage<'_> = match random.below(6) {
+        0 | 1 => Tlopen { fid, flags }.into(),
+        2 => Tlcreate {
+            fid,
+            name: b"file",
+            flags,
+            mode: 0o644,
+            gid: 0,
+        }
+        .into(),
+        3 => Treaddir {
+            fid,
+            offset: 0,
+            count: 500,
+        }
+        .into(),
+        4 => Tsetattr {
+            fid,
+            valid: P9_SETATTR_SIZE | P9_SETATTR_MODE,
+            mode: 0o666,
+            ..Tsetattr::default()
+        }
+        .into(),
+        _ => Tunlinkat {
+            dirfd: fid,
+            name: b"secret",
+            flags: 0,
+        }
+        .into(),
+    };
+    let message = |frame: Vec<u8>| (MESSAGE, [vec![0, 0], frame].concat());
+    let mut records = vec![
+        message(frame(Tclunk { fid })),
+        message(frame(walk)),
+        message(frame(act)),
+    ];
+    if random.below(2) == 0 {
+        records.insert(2, (HOST, (0..3).map(|_| random.next() as u8).collect()));
+    }
+    let read = Tread {
+        fid,
+        offset: 0,
+        count: 100,
+    };
+    records.push(message(frame(read)));
+    records
 }

@@ -267,24 +267,31 @@ pub fn mount_tmpfs(at: &Path) {
 
 /// Mounts a fresh file system of a kind that needs no device.
 pub fn mount(kind: &CStr, at: &Path) {
-    std::mem::forget(mount_with(kind, at, ""));
+    mount_with(kind, at, "").stay();
 }
 
 /// A mount, taken away with the value, whoever uses it: a test that fails must not go on to empty a directory in
 /// which something does not answer.
-pub struct Mounted(CString);
+pub struct Mounted(Option<CString>);
 
 impl Mounted {
     /// What somebody else has mounted there.
     pub fn at(at: &Path) -> Mounted {
-        Mounted(c(at.to_str().unwrap()))
+        Mounted(Some(c(at.to_str().unwrap())))
+    }
+
+    /// It stays, until this thread's own mounts go.
+    pub fn stay(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // SAFETY: a NUL-terminated string that lives over the call.
-        unsafe { libc::umount2(self.0.as_ptr(), libc::MNT_DETACH) };
+        if let Some(at) = &self.0 {
+            // SAFETY: a NUL-terminated string that lives over the call.
+            unsafe { libc::umount2(at.as_ptr(), libc::MNT_DETACH) };
+        }
     }
 }
 
@@ -302,7 +309,7 @@ pub fn mount_with(kind: &CStr, at: &Path, options: &str) -> Mounted {
         )
     };
     assert_eq!(status, 0);
-    Mounted(at)
+    Mounted(Some(at))
 }
 
 /// Shows the directory `from` at `at` too.
@@ -319,5 +326,5 @@ pub fn bind(from: &Path, at: &Path) -> Mounted {
         )
     };
     assert_eq!(status, 0);
-    Mounted(at)
+    Mounted(Some(at))
 }
