@@ -73,10 +73,14 @@ impl Share {
     fn may_set_id(&self, object: &Object<'_>, mode: u32) -> io::Result<()> {
         let ids = self.ids();
         let (user, group) = (mode & libc::S_ISUID != 0, mode & libc::S_ISGID != 0);
-        if !self.plain || ids.is_identity() || object.host_type != libc::S_IFREG || !(user || group) {
+        if !self.plain || ids.is_identity() || !(user || group) {
             return Ok(());
         }
+        // Of what the descriptor names, whatever it was taken for. Nothing else can be executed.
         let stat = self.context.stat(object)?;
+        if u32::from(stat.stx_mode) & libc::S_IFMT != libc::S_IFREG {
+            return Ok(());
+        }
         if (user && !ids.gives_uid(stat.stx_uid)) || (group && !ids.gives_gid(stat.stx_gid)) {
             return Err(sys::error(libc::EPERM));
         }
