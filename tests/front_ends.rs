@@ -184,6 +184,10 @@ fn a_front_end_that_cannot_work_is_told_what_it_lacks() {
     use testkit::vhost_user::{Body, Code, Socket};
     let program = start();
     let memory = GuestMemory::new(&[(0, 1 << 20)]).expect("memory");
+    let power_on = || {
+        let options = MachineOptions::new(Vmm::CloudHypervisor);
+        Machine::power_on(&program.socket(), &options).expect("power on")
+    };
     let said = |what: &str| {
         let end = std::time::Instant::now() + testkit::vhost_user::PATIENCE;
         while !program.log().contains(what) {
@@ -221,6 +225,23 @@ fn a_front_end_that_cannot_work_is_told_what_it_lacks() {
     let features = socket.ask_u64(Code::GetFeatures, false).expect("features");
     assert_eq!(features & testkit::frontend::MOUNT_TAG, 0);
     said("config_size=256");
+    drop(socket);
+    // Guests that lack something.
+    said("never started the device; it needs the driver 9pnet_virtio");
+    drop(power_on());
+    said("never mounted the share: mount -t 9p -o trans=virtio,version=9p2000.L front-ends");
+    let (_frontend, mut transport) = power_on();
+    let mut message = [0; 64];
+    let version = Tversion {
+        msize: 8192,
+        version: b"9P2000.u",
+    };
+    let len = Tmessage::from(version)
+        .encode(NOTAG, &mut message)
+        .expect("it fits");
+    let token = transport.send(&message[..len], &[], 64);
+    assert_eq!(transport.wait(token)[4], RVERSION);
+    said("The guest speaks \"9P2000.u\"");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError, Listener};
 use crate::backend::{Backend, DeviceOptions, Role};
 use crate::event::{hung_up, listening, readable};
 use crate::handler::Handler;
-use crate::vring::{Vring, lock};
+use crate::vring::{Progress, Vring, lock};
 
 /// How long the queue thread may take to end once its front-end has left: it may be at work on the host. Then it is left
 /// behind; it holds what it uses and ends when its system call does.
@@ -131,7 +131,7 @@ fn serve_one(
     match answer(&mut requests, &connection, listener, stop) {
         // A front-end that ends just closes its socket.
         VhostUserError::Disconnected | VhostUserError::PartialMessage | VhostUserError::SocketBroken(_) => {
-            log::info!("The front-end has gone.");
+            log::info!("The front-end has gone.{}", unused(&vring, &options.tag));
         }
         _ if stop.requested() => {}
         VhostUserError::ReqHandlerError(error) => {
@@ -149,6 +149,20 @@ fn serve_one(
     }
     let_go((requests, backend));
     Ok(())
+}
+
+/// What a guest that has left without having used the share may lack, as a second sentence.
+fn unused(vring: &Vring, tag: &[u8]) -> String {
+    match vring.progress() {
+        Progress::None => {
+            " The guest never started the device; it needs the driver 9pnet_virtio.".to_string()
+        }
+        Progress::Started => format!(
+            " The guest never mounted the share: mount -t 9p -o trans=virtio,version=9p2000.L {} DIRECTORY",
+            tag.escape_ascii()
+        ),
+        Progress::Used => String::new(),
+    }
 }
 
 /// Drops `what` on a thread of its own and waits for that, but not for ever: the end of a session closes files, which may

@@ -26,6 +26,18 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// How far a guest has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Progress {
+    /// Its driver has not started the queue.
+    #[default]
+    None,
+    /// Its driver has.
+    Started,
+    /// It has sent a request.
+    Used,
+}
+
 /// The queue.
 #[derive(Debug, Default)]
 struct Ring {
@@ -41,6 +53,8 @@ struct Ring {
     closed: bool,
     next_avail: u16,
     next_used: u16,
+    /// How far the guest has come on this connection.
+    progress: Progress,
     /// Chains taken and not yet pushed.
     accepted: u32,
     /// How many may be at a time, if not as many as there are entries; the next ones stay in the ring until one is
@@ -145,6 +159,9 @@ impl Ring {
         }
         let take = ready.min(max).min(room);
         heads.extend((0..take).map(|i| view.avail_head(next.wrapping_add(i))));
+        if take > 0 {
+            self.progress = Progress::Used;
+        }
         self.next_avail = next.wrapping_add(take);
         self.accepted = accepted + u32::from(take);
     }
@@ -247,6 +264,9 @@ impl Vring {
         let now = ring.open();
         self.shared.open.store(now, Ordering::Release);
         ring.call_due |= now && !before;
+        if now && ring.progress == Progress::None {
+            ring.progress = Progress::Started;
+        }
         let rouse = before != now || ring.closed;
         drop(ring);
         if rouse {
@@ -293,6 +313,11 @@ impl Vring {
     #[inline]
     pub fn is_open(&self) -> bool {
         self.shared.open.load(Ordering::Acquire)
+    }
+
+    /// How far the guest has come.
+    pub fn progress(&self) -> Progress {
+        self.ring().progress
     }
 
     /// Whether GET_VRING_BASE has come: what waits must be answered now.

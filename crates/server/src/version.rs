@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use host::Shown;
 use wire::{Rversion, Tversion, VERSION_9P2000_L, VERSION_UNKNOWN};
 
 use crate::failure::Failure;
@@ -25,6 +26,10 @@ impl Session {
         self.msize.store(0, Ordering::Relaxed);
         self.reset();
         if m.version != VERSION_9P2000_L {
+            log::warn!(
+                "The guest speaks \"{}\", and this server nothing but 9P2000.L: mount with -o version=9p2000.L.",
+                Shown::end(m.version, 64)
+            );
             return Ok(Rversion {
                 msize: m.msize,
                 version: VERSION_UNKNOWN,
