@@ -8,6 +8,7 @@
 
 #![allow(missing_docs)]
 
+mod bounds;
 mod directory;
 mod fids;
 mod flight;

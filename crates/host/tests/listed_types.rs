@@ -470,3 +470,30 @@ fn a_listing_beside_those_who_make_symlinks_remembers_no_file() {
         }
     });
 }
+
+/// Each may take some system calls, and others wait for the thread that makes them.
+#[test]
+fn a_listing_looks_at_so_many_types_at_once() {
+    let f = Fixture::new(SecurityModel::MappedFile);
+    for at in 0..2000 {
+        std::fs::write(f.dir.join(format!("{at}")), "").unwrap();
+    }
+    let dir = f.open("", libc::O_RDONLY);
+    let (mut cookie, mut pages, mut buf) = (0, Vec::new(), vec![0; 65536]);
+    loop {
+        let (from, mut count) = (cookie, 0);
+        let mut to = |entry: &DirEntry<'_>| {
+            (cookie, count) = (entry.cookie, count + 1);
+            true
+        };
+        f.share
+            .read_dir(ROOT, &dir.object(), from, &mut buf, &mut to)
+            .unwrap();
+        if count == 0 {
+            break;
+        }
+        pages.push(count);
+    }
+    assert_eq!(pages.iter().max(), Some(&512));
+    assert_eq!(pages.iter().sum::<usize>(), 2002);
+}

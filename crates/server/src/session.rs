@@ -120,7 +120,7 @@ impl Session {
         if how == How::Inline {
             let waits = match self.share.may_hang() {
                 true => asks_host(&message),
-                false => self.frees_much(&message),
+                false => self.frees_much(&message) || self.moves_deep(&message),
             };
             if waits {
                 return Outcome::Defer;
@@ -161,7 +161,7 @@ impl Session {
             Tmessage::Version(m) => reply.send(&self.version(m)?),
             Tmessage::Attach(m) => reply.send(&self.attach(m)?),
             Tmessage::Flush(m) => self.flush(m, reply),
-            Tmessage::Walk(m) => self.walk(m, reply, scratch)?,
+            Tmessage::Walk(m) => self.walk(m, reply, scratch, how)?,
             Tmessage::Clunk(m) => return self.clunk(m, reply, how),
             Tmessage::Remove(m) => return self.remove(m, reply, how),
             Tmessage::Lopen(m) => reply.send(&self.lopen(m)?),

@@ -161,9 +161,16 @@ impl Session {
         m: &Twalk<'_>,
         reply: &Reply<'_>,
         scratch: &mut Scratch,
+        how: How,
     ) -> Result<Outcome, Failure> {
         let same = m.newfid == m.fid;
         let down = only_down(m);
+        // For each step up in a mount that does not show all of its file system, the kernel goes up to the mount's root to
+        // see whether it still is above (`path_connected`): milliseconds where a tree is very deep. Linux's client
+        // sends none.
+        if down == Ok(false) && how == How::Inline {
+            return Ok(Outcome::Defer);
+        }
         let mut trail = Trail::new(self);
         let mut held = 0;
         let pin = self.pin_if(m.fid, libc::ENOENT, |tables, view| {

@@ -1,5 +1,6 @@
 //! Listing directories.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Mutex;
@@ -26,6 +27,9 @@ impl Positions {
 
 /// The longest record of getdents64(2): 19 bytes, a name of 255, its NUL, padding.
 const ENTRY_MAX: usize = 280;
+
+/// Entries of one listing whose type may have to be looked at, by some system calls each; it goes on with the next request.
+const ASKED: usize = 512;
 
 /// Its length is a multiple of this.
 const ALIGN: usize = 8;
@@ -93,6 +97,7 @@ impl Share {
         let reserves = self.mode.reserves_names();
         let mut looked = None;
         let mut shown = false;
+        let asked = Cell::new(0);
         loop {
             let mut ask = to.room().min(buf.len());
             if shown && ask < ENTRY_MAX {
@@ -147,7 +152,10 @@ impl Share {
                     .ok_or_else(|| sys::error(libc::EOVERFLOW))?;
                 let ask = || match self.plain {
                     true => Ok(entry.kind),
-                    false => self.mode.entry_type(dir, entry.name, entry.kind),
+                    false => {
+                        asked.set(asked.get() + 1);
+                        self.mode.entry_type(dir, entry.name, entry.kind)
+                    }
                 };
                 let d_type = match &mut types {
                     Some(types) => types.of(entry.ino, entry.kind, ask),
@@ -165,7 +173,7 @@ impl Share {
                     cookie,
                     d_type,
                 };
-                if !to.entry(&entry) {
+                if !to.entry(&entry) || asked.get() >= ASKED {
                     return Ok(());
                 }
                 shown = true;

@@ -58,8 +58,9 @@ impl Share {
     ///
     /// `..` is the only component the kernel's RESOLVE_BENEATH cannot guard here, because it starts at `dir`. A
     /// directory that the host moves out of the share while the guest holds it must not become a way out with it,
-    /// so whatever `..` gives is only handed out when it is below the root. ENOENT if not; ELOOP where only a path
-    /// of more than PATH_MAX bytes could tell.
+    /// so whatever `..` gives is only handed out when it is below the root. ENOENT if not. ELOOP from where the path is
+    /// longer than PATH_MAX: to see whether a directory still is below its mount's root the kernel goes all the way up,
+    /// and from a million levels deep that takes it a second.
     pub fn parent(&self, caller: Caller, dir: &Object<'_>) -> io::Result<(OwnedFd, Identity)> {
         self.run("walk to the parent", caller, dir, None, || {
             if dir.host_type != libc::S_IFDIR {
@@ -71,6 +72,9 @@ impl Share {
                     .mode
                     .identify(&Object::by_path(root.as_fd(), libc::S_IFDIR))?;
                 return Ok((root, id));
+            }
+            if self.is_deep(dir)? {
+                return Err(sys::error(libc::ELOOP));
             }
             let parent = up(dir.path)?;
             let id = self
@@ -92,10 +96,7 @@ impl Share {
             return Ok(());
         }
         let proc = self.context.proc();
-        let path = proc.path_of(dir).map_err(|error| match sys::errno(&error) {
-            libc::ENAMETOOLONG => sys::error(libc::ELOOP),
-            _ => error,
-        })?;
+        let path = proc.path_of(dir)?;
         let root = proc.path_of(self.context.root())?;
         let root = root.strip_suffix(b"/").unwrap_or(&root);
         let below = path.strip_prefix(root).and_then(|path| path.strip_prefix(b"/"));
@@ -120,6 +121,12 @@ impl Share {
     #[inline]
     pub fn still_inside(&self, dir: &Object<'_>) -> io::Result<()> {
         self.context.still_inside(dir.path)
+    }
+
+    /// Whether the directory is so deep in the tree that no path leads to it: longer than PATH_MAX. The kernel looks at no
+    /// more levels than that to tell.
+    pub fn is_deep(&self, dir: &Object<'_>) -> io::Result<bool> {
+        self.context.proc().is_too_long(dir.path)
     }
 
     /// Which object, which version: one statx where the mode maps no types.

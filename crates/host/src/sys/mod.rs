@@ -146,6 +146,17 @@ impl ProcFd {
         buf.truncate(len);
         Ok(buf)
     }
+
+    /// Whether the kernel has a path for `fd` that is longer than it ever shows.
+    pub fn is_too_long(&self, fd: BorrowedFd<'_>) -> Result<bool> {
+        // The error comes before a byte is copied.
+        let result = path::read_link(self.dir(), FdName::new(fd).as_c_str(), &mut [0; 1]);
+        match result {
+            Ok(_) => Ok(false),
+            Err(error) if errno(&error) == libc::ENAMETOOLONG => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
 }
 
 /// A descriptor's number as a file name, without allocation.

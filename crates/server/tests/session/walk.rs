@@ -202,3 +202,14 @@ fn remove_and_rename_never_take_another_name_of_the_object() {
     f.client.remove(2).unwrap();
     assert!(!f.path("other").exists());
 }
+
+/// The kernel may have to go up to the root for each step.
+#[test]
+fn steps_up_are_not_for_the_queue_thread() {
+    let mut f = Fixture::new();
+    std::fs::create_dir_all(f.path("a/b")).unwrap();
+    f.client.walk_all(0, 1, &["a", "b"]).unwrap();
+    assert!(!f.deferred());
+    f.client.walk_all(1, 2, &[".."]).unwrap();
+    assert!(f.deferred());
+}
