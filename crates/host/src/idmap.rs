@@ -427,9 +427,13 @@ impl IdMaps {
     }
 
     /// As whom an operation is done on the host; EPERM. Most operations name no group, and that is not made one here.
+    /// Nobody works as nobody even where nothing may belong to that user: Linux names nobody when it mounts.
     pub fn caller_to_host(&self, caller: Caller) -> io::Result<Caller> {
         Ok(Caller {
-            uid: self.allowed(self.users.owner_to_host(caller.uid))?,
+            uid: match caller.uid {
+                NO_ID => self.users.nobody,
+                uid => self.uid_to_host(uid)?,
+            },
             gid: match caller.gid {
                 NO_ID => NO_ID,
                 gid => self.gid_to_host(gid)?,
@@ -502,8 +506,9 @@ mod tests {
             assert_eq!(errno(m.uid_to_host(NO_ID)), Some(libc::EPERM));
             assert_eq!(errno(m.gid_to_host(NO_ID)), Some(libc::EPERM));
             // Most operations name no group.
-            let as_whom = m.caller_to_host(NOBODY);
-            assert!(as_whom.is_err() || as_whom.unwrap().gid == NO_ID);
+            let as_whom = m.caller_to_host(NOBODY).unwrap();
+            assert_eq!(as_whom.gid, NO_ID);
+            assert_ne!(as_whom.uid, NO_ID);
         }
     }
 

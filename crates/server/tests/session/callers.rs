@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::sync::Arc;
 
-use host::{CheckAccess, MayHang, SecurityModel, Share, ShareOptions};
+use host::{CheckAccess, IdMaps, IdOptions, MayHang, SecurityModel, Share, ShareOptions};
 use server::Limits;
 use testkit::Fuse;
 use testkit::client::Errno;
@@ -101,6 +101,31 @@ fn the_file_system_hears_the_caller_and_nobody_else() {
         c.clunk(file).unwrap();
         c.clunk(root).unwrap();
     }
+}
+
+/// Linux names nobody when it mounts, also where nothing may belong to nobody.
+#[test]
+fn a_mount_needs_no_user_whatever_is_forbidden() {
+    if gid() != 0 {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    let mut options = options(dir.path(), SecurityModel::Passthrough);
+    let forbidden = IdOptions {
+        forbid: vec!["0".parse().unwrap(), "60000-70000".parse().unwrap()],
+        ..IdOptions::default()
+    };
+    options.ids = IdMaps::new(&forbidden).unwrap();
+    let share = Share::open(&options).unwrap();
+    let session = Arc::new(server::Session::new(Arc::new(share), Limits::default()));
+    let mut c = testkit::client::Client::new(Backend::new(session));
+    c.version(8192).unwrap();
+    c.attach(1, NO_ID).unwrap();
+    c.stat(1).unwrap();
+    c.statfs(1).unwrap();
+    assert_eq!(c.mkdir(1, "dir", 0o755, NO_ID), Err(Errno::EPERM));
+    assert_eq!(c.attach(2, 0), Err(Errno::EPERM));
 }
 
 /// What the process may do helps a guest's user to nothing.
