@@ -620,3 +620,76 @@ fn two_servers_on_one_tree_lose_no_change() {
     });
     assert_eq!(trees[0].seen("file"), (0o100644, 199, 199));
 }
+
+/// What somebody put where metadata are kept: with O_NONBLOCK, too, an open of a FIFO lets a writer in that waits for a reader,
+/// and an open of a device acts.
+#[test]
+fn special_files_in_the_place_of_metadata_are_not_opened() {
+    let (_dir, tree) = tree();
+    for path in ["file", "other", "gone"] {
+        tree.create(path, 0o644).unwrap();
+    }
+    // SAFETY: no memory is passed.
+    let watch = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+    assert!(watch >= 0);
+    let stock = tree.directory.with_extension("stock");
+    std::fs::create_dir(&stock).unwrap();
+    let c = |path: &std::path::Path| std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    let put = |kind: u32, at: &str| {
+        let special = stock.join(format!("{kind:o}"));
+        // /dev/full, and the last loop device.
+        let device = if kind == libc::S_IFCHR {
+            libc::makedev(1, 7)
+        } else {
+            libc::makedev(7, 7)
+        };
+        // SAFETY: NUL-terminated paths.
+        let made = unsafe {
+            libc::mknod(c(&special).as_ptr(), kind | 0o666, device);
+            libc::inotify_add_watch(watch, c(&special).as_ptr(), libc::IN_OPEN)
+        };
+        let at = tree.host(at);
+        let _ = std::fs::remove_file(&at);
+        // Only root makes devices.
+        made >= 0 && std::fs::hard_link(&special, at).is_ok()
+    };
+    for kind in [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR, libc::S_IFBLK] {
+        for at in [
+            ".virtfs_metadata/file",
+            ".virtfs_metadata/other",
+            ".virtfs_metadata_root",
+        ] {
+            if !put(kind, at) {
+                println!("left out: {kind:o}");
+                continue;
+            }
+        }
+        // As for what has no metadata.
+        assert_eq!(tree.stat("file").mode & libc::S_IFMT, libc::S_IFREG);
+        tree.stat("");
+        assert_eq!(tree.d_type("file"), libc::DT_REG);
+        tree.rename("other", "moved").unwrap();
+        tree.chmod("file", 0o600).unwrap();
+        assert_eq!(
+            tree.read(".virtfs_metadata/file"),
+            "virtfs.mode=33152\n",
+            "made anew"
+        );
+        tree.chmod("", 0o755).unwrap();
+        put(kind, ".virtfs_metadata/file");
+        tree.link("file", "linked").unwrap();
+        tree.unlink("linked").unwrap();
+        tree.rename("moved", "other").unwrap();
+    }
+    let mut buf = [0u8; 4096];
+    // SAFETY: `buf` is writable for its length.
+    let len = unsafe { libc::read(watch, buf.as_mut_ptr().cast(), buf.len()) };
+    let opened = (0..usize::try_from(len).unwrap_or(0))
+        .step_by(16)
+        .filter(|at| u32::from_ne_bytes(buf[at + 4..at + 8].try_into().unwrap()) & libc::IN_OPEN != 0)
+        .count();
+    assert_eq!(opened, 0, "a special file was opened");
+    // SAFETY: the descriptor is this test's own.
+    unsafe { libc::close(watch) };
+    std::fs::remove_dir_all(stock).unwrap();
+}

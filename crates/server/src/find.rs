@@ -26,14 +26,16 @@ const SLACK: std::ops::RangeInclusive<usize> = 16..=96;
 
 const STALE: Failure = Failure::new(libc::ESTALE);
 
-/// How often what is not where it was is looked for again, while the guest's renames are under way.
-const TRIES: u32 = 32;
+/// How long what is not where it was is looked for again, while the guest's renames are under way. Most are noted within
+/// microseconds, but a thread may lose its processor in between.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long to wait for descriptors that are being closed.
 const CLOSING: Duration = Duration::from_millis(50);
 
-/// How long between two looks.
+/// Between the first two looks; twice as long each time, up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_micros(50);
+const PAUSE_MAX: Duration = Duration::from_millis(2);
 
 /// The guest's renames. An object that one of them is moving has the new name on the host before that is noted here, so
 /// who does not find it meanwhile looks again.
@@ -148,14 +150,18 @@ impl Session {
     }
 
     fn look(&self, node: u32) -> Result<OwnedFd, Failure> {
-        for _ in 0..TRIES {
+        let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
+        loop {
             let ended = self.moves.ended();
             match self.look_once(node) {
-                Err(STALE) if !self.moves.none_since(ended) => std::thread::sleep(PAUSE),
+                Err(STALE) if waited < PATIENCE && !self.moves.none_since(ended) => {
+                    std::thread::sleep(pause);
+                    waited += pause;
+                    pause = (pause * 2).min(PAUSE_MAX);
+                }
                 other => return other,
             }
         }
-        Err(STALE)
     }
 
     fn look_once(&self, node: u32) -> Result<OwnedFd, Failure> {

@@ -191,6 +191,62 @@ fn evicted_objects_are_found_after_the_guests_renames() {
     }
 }
 
+/// An object has its new name on the host before that is noted here: who looks for it meanwhile looks again.
+#[test]
+fn and_while_the_guest_renames() {
+    let mut f = fixture(by_name());
+    fill(&f);
+    std::fs::create_dir_all(f.path("a/sub")).unwrap();
+    for at in 0..50 {
+        f.write(&format!("a/sub/{at}"), "data");
+    }
+    f.client.walk_all(0, 1, &["a"]).unwrap();
+    for at in 0..50 {
+        f.client
+            .walk_all(1, 100 + at, &["sub".to_string(), at.to_string()])
+            .unwrap();
+    }
+    f.client.clunk(1).unwrap();
+    let end = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (session, end) = (f.session.clone(), &end);
+        let renames = scope.spawn(move || {
+            let mut client = testkit::client::Client::new(Backend::new(session));
+            let mut count = 0;
+            while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                for (from, to) in [("a", "b"), ("b", "a")] {
+                    client.renameat(0, from, 0, to).unwrap();
+                    count += 1;
+                }
+            }
+            count
+        });
+        let looks = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for round in 0..20 {
+                evict_all_again(&mut f, round);
+                for at in 0..50 {
+                    assert_eq!(
+                        f.client.stat(100 + at).map(|attr| attr.size),
+                        Ok(4),
+                        "{round}: {at}"
+                    );
+                }
+            }
+        }));
+        end.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(renames.join().unwrap() > 0);
+        looks.unwrap();
+    });
+}
+
+/// As [`evict_all`], whether that was done before or not.
+fn evict_all_again(f: &mut Fixture, round: u32) {
+    match round {
+        0 => evict_all(f),
+        _ => evict_more(f),
+    }
+}
+
 /// What the host renames is not where it was; only with `--file-handles open` it is found.
 #[test]
 fn what_the_host_renames_is_stale_or_found_by_handle() {

@@ -456,7 +456,7 @@ fn race(base: &Path, model: SecurityModel, own: bool, time: Duration) -> Count {
     .to_vec();
     let (end, begun) = (AtomicBool::new(false), Instant::now());
     let mut total = Count::default();
-    let (mut swaps, mut special) = (0, 0);
+    let (mut swaps, mut special, mut events) = (0, 0, Vec::new());
     std::thread::scope(|scope| {
         let hosts: Vec<_> = (0..2)
             .map(|thread| {
@@ -470,10 +470,13 @@ fn race(base: &Path, model: SecurityModel, own: bool, time: Duration) -> Count {
                 };
                 let end = &end;
                 scope.spawn(move || {
+                    let mut seen = Vec::new();
                     while !end.load(Ordering::Relaxed) {
                         host.swap();
+                        // The kernel keeps no more than it has been told to keep.
+                        seen.extend(host.watch.events());
                     }
-                    (host.swaps, host.special)
+                    (host.swaps, host.special, seen)
                 })
             })
             .collect();
@@ -502,8 +505,9 @@ fn race(base: &Path, model: SecurityModel, own: bool, time: Duration) -> Count {
         let counts: Vec<_> = guests.into_iter().map(|guest| guest.join()).collect();
         end.store(true, Ordering::Relaxed);
         for host in hosts {
-            let (swapped, made) = host.join().unwrap();
+            let (swapped, made, seen) = host.join().unwrap();
             (swaps, special) = (swaps + swapped, special + made);
+            events.extend(seen);
         }
         for count in counts {
             let count = count.unwrap();
@@ -513,7 +517,7 @@ fn race(base: &Path, model: SecurityModel, own: bool, time: Duration) -> Count {
             total.opened += count.opened;
         }
     });
-    let events = watch.events();
+    events.extend(watch.events());
     assert!(
         events.is_empty(),
         "{model:?}: the canary or a special file was opened: {events:x?}"
