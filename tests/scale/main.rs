@@ -15,6 +15,7 @@ mod flight;
 mod flush;
 mod hung;
 mod limits;
+mod moved;
 mod program;
 mod removal;
 mod restart;
