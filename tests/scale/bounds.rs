@@ -200,6 +200,17 @@ fn every_message(mode: &str) {
         mode: 0o755,
         gid: 0,
     });
+    b.of("Tmkdir in the depth", |n| Tmkdir {
+        dfid: DEEP,
+        name: [b"mkdir", n.to_string().as_bytes()].concat().leak(),
+        mode: 0o755,
+        gid: 0,
+    });
+    b.of("Twalk in the depth", |n| Twalk {
+        fid: DEEP,
+        newfid: fresh(400 + n),
+        names: Names::new(&[b"mkdir1"]),
+    });
     b.of("Tmknod", |n| Tmknod {
         dfid: CROWD,
         name: [b"mknod", n.to_string().as_bytes()].concat().leak(),

@@ -172,6 +172,11 @@ impl Context {
         self.confined
     }
 
+    /// Whether the host can move a directory out of what its mount shows, and the kernel would tell.
+    pub fn can_be_left(&self) -> bool {
+        self.can_be_left
+    }
+
     /// ESTALE for a directory that the host has moved out of what its mount shows. Nothing is asked where that cannot be,
     /// or could not be told: one that is moved out of a shared directory that is no mount's root stays within the mount.
     ///

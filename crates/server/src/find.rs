@@ -191,8 +191,7 @@ impl Session {
             let start = match (&here, &base) {
                 (Some((fd, _)), _) => fd.as_fd(),
                 (None, Some(base)) => {
-                    self.share
-                        .still_inside(&Object::by_path(base.path(), libc::S_IFDIR))?;
+                    self.still_inside(&Object::by_path(base.path(), libc::S_IFDIR))?;
                     base.path()
                 }
                 (None, None) => return Err(STALE),
@@ -267,7 +266,7 @@ impl Session {
             above,
             name,
         };
-        self.share.still_inside(&place.object())?;
+        self.still_inside(&place.object())?;
         let (found, id) = self.share.lookup(caller, &place.object(), &name)?;
         if !known.is_some_and(|known| self.is(&known, found.as_fd(), &id)) {
             return Err(STALE);

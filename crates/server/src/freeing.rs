@@ -1,11 +1,9 @@
-//! Requests that take the kernel long, and are not for the queue thread.
-//!
-//! What gives much storage back: the file system frees blocks and drops pages before the call returns, 0.03 to
-//! 0.3 ms for each MiB, and all that is small and ready would wait meanwhile.
+//! Requests that give much storage back. The file system frees blocks and drops pages before the call returns, 0.03 to
+//! 0.3 ms for each MiB, and all that is small and ready would wait meanwhile: these are not for the queue thread.
 //!
 //! Linux's client holds a fid of what it removes, so it is not Tunlinkat that frees the blocks but the Tclunk after it.
 
-use wire::{NOFID, P9_DOTL_TRUNC, P9_SETATTR_SIZE, Tmessage};
+use wire::{P9_DOTL_TRUNC, P9_SETATTR_SIZE, Tmessage};
 
 use crate::session::Session;
 use crate::table::Tables;
@@ -24,25 +22,6 @@ impl Session {
             Tmessage::Remove(m) => self.stores(m.fid, |bytes, links| links <= 1 && bytes >= MUCH),
             _ => false,
         }
-    }
-
-    /// Whether to answer `message` moves something between directories one of which is very deep in the tree. To see that
-    /// no directory becomes its own ancestor, the kernel goes up from both to where they meet (`lock_rename`): 30 ms from
-    /// 50,000 levels.
-    #[inline]
-    pub(crate) fn moves_deep(&self, message: &Tmessage<'_>) -> bool {
-        let (from, to) = match message {
-            Tmessage::Renameat(m) if m.olddirfid != m.newdirfid => (m.olddirfid, m.newdirfid),
-            Tmessage::Rename(m) if m.dfid != NOFID => (m.fid, m.dfid),
-            _ => return false,
-        };
-        let is_deep = |fid| {
-            matches!(
-                self.at_once(fid, |_, object| self.share.is_deep(object)),
-                Some(Ok(true))
-            )
-        };
-        is_deep(from) || is_deep(to)
     }
 
     fn shrinks_much(&self, fid: u32, size: u64) -> bool {

@@ -12,7 +12,7 @@
 //! | `background` | work that nobody waits for |
 //! | `dentries`, `descend` | which directory a name led to last, and walks that make use of it |
 //! | `capability` | what Linux asks before each write, remembered |
-//! | `freeing` | which requests give so much storage back that they take long |
+//! | `freeing`, `depth` | which requests give so much storage back, or are so deep in the tree, that they take long |
 //! | `pin`, `find` | state in use without the lock; descriptors given back and objects found again |
 //! | `reply`, `request`, `failure` | what comes in and goes out |
 
@@ -23,6 +23,7 @@ mod bytes;
 mod capability;
 mod coverage;
 mod dentries;
+mod depth;
 mod descend;
 mod dir;
 mod failure;

@@ -162,6 +162,9 @@ pub(crate) struct Nodes {
 /// Nodes freed at once. A chain of directories can be millions long, each held by the one below only.
 const CASCADE: usize = 256;
 
+/// How often so many when a session ends.
+const AT_ONCE: usize = 64;
+
 impl Nodes {
     /// No nodes; room for `most` with parents.
     pub(crate) fn new(most: usize) -> Nodes {
@@ -409,6 +412,13 @@ impl Nodes {
         }
     }
 
+    /// Frees what [`Nodes::release`] has left, as far as that goes at once.
+    pub(crate) fn finish(&mut self, dead: &mut Vec<OwnedFd>) {
+        for _ in 0..AT_ONCE {
+            self.go_on(dead);
+        }
+    }
+
     /// Frees some of what [`Nodes::release`] has left.
     fn go_on(&mut self, dead: &mut Vec<OwnedFd>) {
         if let Some(number) = self.doomed.pop() {
@@ -560,6 +570,15 @@ mod tests {
             nodes.adopt(fd(), &id(ino, 2), None, SAME, &mut dead);
         }
         assert_eq!((nodes.len(), nodes.bytes.len(), dead.len()), (3, 0, all));
+        let mut above = nodes.adopt(fd(), &id(0, 1), None, SAME, &mut dead);
+        for ino in 1..all as u64 {
+            let below = nodes.adopt(fd(), &id(ino, 1), Some((above, b"d")), SAME, &mut dead);
+            nodes.release(above, &mut dead);
+            above = below;
+        }
+        nodes.release(above, &mut dead);
+        nodes.finish(&mut dead);
+        assert_eq!(nodes.len(), 3);
     }
 
     #[test]

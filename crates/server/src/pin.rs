@@ -276,7 +276,7 @@ impl Pin<'_> {
         }
         let object = self.object()?;
         if !self.view.root {
-            self.session.share.still_inside(&object)?;
+            self.session.still_inside(&object)?;
         }
         Ok(object)
     }

@@ -1,7 +1,7 @@
 //! The session: one client's fids on one share, and what becomes of each message.
 
 use std::hash::RandomState;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +19,9 @@ use crate::table::Tables;
 
 /// How long a request waits for descriptors that are being closed.
 const CLOSING: Duration = Duration::from_secs(10);
+
+/// How long the end of a session waits for them.
+const LAST: Duration = Duration::from_millis(100);
 
 /// What a client may make grow. No honest one meets these.
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,8 @@ pub struct Session {
     pub(crate) owners: RandomState,
     /// The msize agreed upon; 0 before Tversion.
     pub(crate) msize: AtomicU32,
+    /// Directories were seen that are very deep in the tree: see `depth`.
+    pub(crate) deep: AtomicBool,
     /// How many of the next large writes are not for the queue thread: see `io`.
     pub(crate) slow_writes: AtomicU32,
     pub(crate) moves: Moves,
@@ -102,6 +107,7 @@ impl Session {
             closing: Background::default(),
             owners: RandomState::new(),
             msize: AtomicU32::new(0),
+            deep: AtomicBool::new(false),
             slow_writes: AtomicU32::new(0),
             moves: Moves::default(),
         }
@@ -120,7 +126,7 @@ impl Session {
         if how == How::Inline {
             let waits = match self.share.may_hang() {
                 true => asks_host(&message),
-                false => self.frees_much(&message) || self.moves_deep(&message),
+                false => self.frees_much(&message) || self.is_in_depth(&message),
             };
             if waits {
                 return Outcome::Defer;
@@ -263,6 +269,8 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.reset();
+        // What is done quickly is done when the session is gone.
+        self.closing.wait(LAST);
     }
 }
 

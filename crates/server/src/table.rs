@@ -626,6 +626,7 @@ impl Tables {
             ..
         } = self;
         dentries.drain().for_each(|node| nodes.release(node, dead));
+        nodes.finish(dead);
         self.uncached = false;
         if self.fids.len() == 0 && self.nodes.len() == 0 {
             // Give the memory back.

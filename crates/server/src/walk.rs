@@ -191,7 +191,7 @@ impl Session {
             // What has no name that is known keeps its descriptor.
             self.may_walk(held)?;
             if !pin.view().root && pin.file_type() == FileType::Directory {
-                self.share.still_inside(&pin.object()?)?;
+                self.still_inside(&pin.object()?)?;
             }
         }
         let down = down?;

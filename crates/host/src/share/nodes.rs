@@ -115,6 +115,12 @@ impl Share {
         }
     }
 
+    /// Whether [`Share::still_inside`] asks anything.
+    #[inline]
+    pub fn can_be_left(&self) -> bool {
+        self.context.can_be_left()
+    }
+
     /// ESTALE for a directory that the host has moved out of the shared directory, as for one that cannot be found again,
     /// where the shared directory is the root of a mount: elsewhere nobody can tell, and all is well. Not for the shared
     /// directory itself. At most one system call.

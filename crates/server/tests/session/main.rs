@@ -7,6 +7,7 @@ mod attach;
 mod attr;
 mod bounds;
 mod capability;
+mod depth;
 mod dir;
 mod flush;
 mod freeing;
