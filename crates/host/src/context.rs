@@ -223,7 +223,7 @@ impl Context {
 
     /// [`Identity::unique`] and [`Identity::version`].
     #[inline]
-    fn unique(&self, stat: &impl Record, any: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
+    pub fn unique(&self, stat: &impl Record, any: BorrowedFd<'_>) -> io::Result<(u64, u32)> {
         let dev = stat.dev();
         let unique = self.devices.unique(dev, stat.ino(), any)?;
         Ok((unique, version(stat, self.devices.apart(dev))))
@@ -257,10 +257,15 @@ impl Context {
     /// Opens the very object that `fd` (`O_PATH` or not) names, if it is a regular file or a directory: ELOOP for a symlink,
     /// ENXIO for a special file.
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
-        match self.proc.reopen(fd, flags) {
+        self.reopen_and_tell(fd, flags).map(|(file, _)| file)
+    }
+
+    /// As [`Context::reopen`], and what fstat(2) said just before.
+    pub fn reopen_and_tell(&self, fd: BorrowedFd<'_>, flags: i32) -> io::Result<(OwnedFd, Stat)> {
+        match self.proc.reopen_and_tell(fd, flags) {
             // O_NOATIME is a wish that only the owner may have.
             Err(e) if sys::errno(&e) == libc::EPERM && flags & libc::O_NOATIME != 0 => {
-                self.proc.reopen(fd, flags & !libc::O_NOATIME)
+                self.proc.reopen_and_tell(fd, flags & !libc::O_NOATIME)
             }
             other => other,
         }

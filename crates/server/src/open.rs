@@ -1,9 +1,8 @@
 //! Tlopen and Tlcreate: a fid becomes an open file.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
-use host::{FileType, Object};
+use host::FileType;
 use wire::{
     IOHDRSZ, P9_DOTL_ACCMODE, P9_DOTL_APPEND, P9_DOTL_DIRECTORY, P9_DOTL_DSYNC, P9_DOTL_EXCL,
     P9_DOTL_NOATIME, P9_DOTL_RDONLY, P9_DOTL_RDWR, P9_DOTL_SYNC, P9_DOTL_TRUNC, P9_DOTL_WRONLY, Rlcreate,
@@ -15,7 +14,7 @@ use crate::nodes::HasHandle;
 use crate::pin::{NOGID, Pin};
 use crate::session::{Session, name};
 use crate::table::{Opened, State, Tables};
-use crate::walk::qid;
+use crate::walk::{qid, qid_of};
 
 /// Pages are of this size or a multiple.
 const PAGE: u32 = 4096;
@@ -103,19 +102,12 @@ impl Session {
         };
         self.has_room(held, libc::EMFILE)?;
         let (caller, object) = (pin.caller(NOGID), pin.object()?);
-        let opened = if how.append && how.writes && !how.always {
-            self.share.open_to_append(caller, &object, flags)
-        } else {
-            let flags = flags | append(how);
-            self.share
-                .open_object(caller, &object, flags)
-                .map(|file| (file, how.always))
-        };
-        let file = match opened {
-            Ok((file, always)) => {
-                how.always = always;
-                file
-            }
+        let flags = flags | append(how);
+        let try_append = how.append && how.writes && !how.always;
+        // Told of the open file, not of what has the name now. Version 0 would turn Linux's page cache off for this file
+        // (`v9fs_fid_add_modes`); `host` never gives that.
+        let opened = match self.share.open_and_tell(caller, &object, flags, try_append) {
+            Ok(opened) => opened,
             Err(error) => {
                 if m.flags & P9_DOTL_ACCMODE == P9_DOTL_RDWR {
                     self.with(|tables| tables.refuse(pin.view()));
@@ -123,22 +115,13 @@ impl Session {
                 return Err(error.into());
             }
         };
-        // Of the open file, not of what has the name now. Version 0 would turn Linux's page cache off for this file
-        // (`v9fs_fid_add_modes`); `host` never gives that.
-        let id = self.share.identify(
-            caller,
-            &Object {
-                file: Some(file.as_fd()),
-                ..pin.object()?
-            },
-        )?;
+        how.always = opened.appends;
+        let qid = qid_of(opened.file_type, opened.version, opened.unique);
+        let file = opened.file;
         self.with(|tables| tables.open(pin.view(), file, state, how))?;
         drop(pin);
         self.keep_budget();
-        Ok(Rlopen {
-            qid: qid(&id),
-            iounit,
-        })
+        Ok(Rlopen { qid, iounit })
     }
 
     /// Creates a file in the fid's directory and makes the fid that open file. A file that is there already is

@@ -1,13 +1,14 @@
 //! Opening, reading, writing, syncing.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{Object, Share};
-use crate::attr::Caller;
+use crate::attr::{Caller, FileType};
 use crate::iovec::IoVec;
 use crate::sys;
+use crate::sys::attr::{Record, Stat};
 use crate::sys::io::Lock;
 
 /// What an open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_DIRECT (the guest's buffers need not be
@@ -30,6 +31,21 @@ pub(super) fn open_flags(flags: i32) -> io::Result<i32> {
     Ok(flags & FLAGS)
 }
 
+/// An object that [`Share::open_and_tell`] has opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// The open descriptor.
+    pub file: OwnedFd,
+    /// It has O_APPEND.
+    pub appends: bool,
+    /// What the guest sees.
+    pub file_type: FileType,
+    /// As [`Identity::unique`](crate::Identity::unique).
+    pub unique: u64,
+    /// As [`Identity::version`](crate::Identity::version).
+    pub version: u32,
+}
+
 /// What reads that must not wait are known to do on the root's file system.
 #[derive(Debug, Default)]
 pub(super) struct ReadAhead(AtomicU8);
@@ -45,35 +61,54 @@ impl Share {
     /// never opened. EROFS.
     pub fn open_object(&self, caller: Caller, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {
         self.run("open", caller, object, None, || self.open_now(object, flags))
+            .map(|(file, _)| file)
     }
 
-    /// As [`Share::open_object`] without O_APPEND, for somebody who appends; true when the file would only be opened
-    /// with it. Linux refuses to open a file with the append-only attribute (chattr +a) for writing in any other way
-    /// (EPERM, `may_open`).
-    pub fn open_to_append(
+    /// As [`Share::open_object`], and what the guest is to be told of the object. With `try_append`, for somebody who
+    /// appends, with O_APPEND if the file would not be opened otherwise: Linux refuses to open one with the append-only
+    /// attribute (chattr +a) for writing in any other way (EPERM, `may_open`).
+    pub fn open_and_tell(
         &self,
         caller: Caller,
         object: &Object<'_>,
         flags: i32,
-    ) -> io::Result<(OwnedFd, bool)> {
-        self.run("open", caller, object, None, || {
-            match self.open_now(object, flags & !libc::O_APPEND) {
-                Err(e) if sys::errno(&e) == libc::EPERM => {
-                    Ok((self.open_now(object, flags | libc::O_APPEND)?, true))
+        try_append: bool,
+    ) -> io::Result<Opened> {
+        let (file, stat, appends) = self.run("open", caller, object, None, || {
+            match self.open_now(object, flags) {
+                Err(e) if try_append && sys::errno(&e) == libc::EPERM => {
+                    let (file, stat) = self.open_now(object, flags | libc::O_APPEND)?;
+                    Ok((file, stat, true))
                 }
-                other => Ok((other?, false)),
+                other => other.map(|(file, stat)| (file, stat, flags & libc::O_APPEND != 0)),
             }
+        })?;
+        // What was asked before the open says it all, unless the open has changed it.
+        let (file_type, unique, version) = if self.plain && flags & libc::O_TRUNC == 0 {
+            let (unique, version) = self.context.unique(&stat, object.path)?;
+            (FileType::from_mode(stat.mode()), unique, version)
+        } else {
+            let file = Some(file.as_fd());
+            let id = self.mode.identify(&Object { file, ..*object })?;
+            (id.file_type, id.unique, id.version)
+        };
+        Ok(Opened {
+            file,
+            appends,
+            file_type,
+            unique,
+            version,
         })
     }
 
-    pub(super) fn open_now(&self, object: &Object<'_>, flags: i32) -> io::Result<OwnedFd> {
+    pub(super) fn open_now(&self, object: &Object<'_>, flags: i32) -> io::Result<(OwnedFd, Stat)> {
         let flags = open_flags(flags)?;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY || flags & libc::O_TRUNC != 0;
         if writes && self.context.options().readonly {
             return Err(sys::error(libc::EROFS));
         }
         // Which looks at the type of the very object, whatever `object.host_type` says.
-        self.context.reopen(object.path, flags)
+        self.context.reopen_and_tell(object.path, flags)
     }
 
     /// preadv2 at `offset`. With `nowait`: EAGAIN when the data is not in the page cache (a short count when part

@@ -94,7 +94,7 @@ impl Share {
             FileType::Symlink => return Err(sys::error(libc::ELOOP)),
             FileType::Special => return Err(sys::error(libc::ENXIO)),
         }
-        let file = self.open_now(&Object::by_path(path.as_fd(), id.host_type), flags)?;
+        let (file, _) = self.open_now(&Object::by_path(path.as_fd(), id.host_type), flags)?;
         Ok((path, file, id))
     }
 

@@ -30,6 +30,7 @@ use crate::sys;
 use crate::users::Users;
 
 use attrs::Told;
+pub use data::Opened;
 use data::ReadAhead;
 pub use dir::Listing;
 use dir::Positions;

@@ -103,14 +103,21 @@ impl ProcFd {
     /// The type is asked of `fd` itself, whatever the caller knows of it. An inode never changes its type, so nothing can
     /// come between the question and the open.
     pub fn reopen(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
-        match attr::file_type(fd)? {
+        self.reopen_and_tell(fd, flags).map(|(file, _)| file)
+    }
+
+    /// As [`ProcFd::reopen`], and what fstat(2) said just before.
+    pub fn reopen_and_tell(&self, fd: BorrowedFd<'_>, flags: i32) -> Result<(OwnedFd, attr::Stat)> {
+        let stat = attr::stat_without_birth(fd)?;
+        match attr::Record::mode(&stat) & libc::S_IFMT {
             libc::S_IFREG | libc::S_IFDIR => {}
             libc::S_IFLNK => return Err(error(libc::ELOOP)),
             _ => return Err(error(libc::ENXIO)),
         }
         // The link itself is no symlink to refuse, and O_CREAT must never reach a magic link.
         let flags = flags & !(libc::O_NOFOLLOW | libc::O_CREAT | libc::O_EXCL) | libc::O_NOCTTY;
-        path::open_at(Some(self.dir()), FdName::new(fd).as_c_str(), flags, 0)
+        let file = path::open_at(Some(self.dir()), FdName::new(fd).as_c_str(), flags, 0)?;
+        Ok((file, stat))
     }
 
     /// An `O_PATH` descriptor of the object that `fd` names, whatever it is: nothing is opened.
