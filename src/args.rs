@@ -208,7 +208,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Limits::default().max_xattr_fids, help_heading = LIMITS)]
     pub max_xattr_fids: usize,
 
-    /// Most bytes of names and values of these, ENOSPC beyond
+    /// Most bytes of values of these, ENOSPC beyond
     ///
     /// At least 65536, the largest value that Linux allows.
     #[arg(long, value_name = "BYTES", default_value_t = Limits::default().max_xattr_bytes,

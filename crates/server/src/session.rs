@@ -34,7 +34,7 @@ pub struct Limits {
     pub max_state_bytes: usize,
     /// Fids of Txattrwalk and Txattrcreate at a time; more get ENOSPC; 0: no limit. Default 1024, QEMU's.
     pub max_xattr_fids: usize,
-    /// Bytes of names and values in these; more get ENOSPC. Default 64 MiB, so that the limit above is met first.
+    /// Bytes of values in these; more get ENOSPC. Default 64 MiB, so that the limit above is met first.
     pub max_xattr_bytes: usize,
     /// Byte ranges locked at a time; more get ENOLCK. Default 65,536.
     pub max_locks: usize,

@@ -148,12 +148,8 @@ impl Glance<'_> {
     }
 }
 
-impl Xattr {
-    /// What counts against the limit.
-    fn bytes(&self) -> usize {
-        self.size.saturating_add(self.name.capacity())
-    }
-}
+/// Bytes of an xattr's name at most.
+const XATTR_NAME: usize = 256;
 
 /// Records dropped at once when a session ends.
 const AT_ONCE: usize = 4096;
@@ -478,7 +474,11 @@ impl Tables {
 
     /// Bytes of memory that all this takes.
     pub(crate) fn bytes(&self) -> usize {
-        self.fids.bytes() + self.nodes.bytes() + self.xattrs.bytes() + self.xattr_bytes
+        self.fids.bytes()
+            + self.nodes.bytes()
+            + self.xattrs.bytes()
+            + self.xattrs.len() * XATTR_NAME
+            + self.xattr_bytes
     }
 
     /// Whether there is no room for a fid more and the nodes of a walk. What is full does not grow in any other way, either.
@@ -488,11 +488,12 @@ impl Tables {
         full && (self.fids.spare() == 0 || !self.nodes.has_spare())
     }
 
-    /// ENOSPC when an xattr of so many bytes is more than the limits allow.
-    fn xattr_fits(&self, bytes: usize) -> Result<(), Failure> {
+    /// ENOSPC when an xattr of `size` bytes is more than the limits allow.
+    fn xattr_fits(&self, size: usize) -> Result<(), Failure> {
         let fids = self.limits.max_xattr_fids;
-        let bytes = self.xattr_bytes.saturating_add(bytes);
-        if (fids != 0 && self.xattrs.len() >= fids) || bytes > self.limits.max_xattr_bytes {
+        let bytes = self.xattr_bytes.saturating_add(size);
+        let full = self.bytes() >= self.limits.max_state_bytes;
+        if full || (fids != 0 && self.xattrs.len() >= fids) || bytes > self.limits.max_xattr_bytes {
             return Err(Failure::new(libc::ENOSPC));
         }
         Ok(())
@@ -500,7 +501,7 @@ impl Tables {
 
     /// Makes the fid at `at` one of `xattr`.
     fn attach_xattr(&mut self, at: u32, state: State, xattr: Xattr) {
-        self.xattr_bytes += xattr.bytes();
+        self.xattr_bytes += xattr.size;
         let number = self.xattrs.insert(xattr);
         if let Some(fid) = self.fids.get_mut(at) {
             (fid.state, fid.xattr) = (state, number);
@@ -515,7 +516,7 @@ impl Tables {
         xattr: Xattr,
         epoch: u64,
     ) -> Result<(), Failure> {
-        self.xattr_fits(xattr.bytes())?;
+        self.xattr_fits(xattr.size)?;
         self.nodes.retain(from.node);
         let at = self.add(number, from.uid, from.node, epoch)?;
         self.attach_xattr(at, State::XattrRead, xattr);
@@ -524,7 +525,7 @@ impl Tables {
 
     /// Makes the fid one to which `xattr` is written. Only while it is not open.
     pub(crate) fn turn_xattr(&mut self, view: &View, xattr: Xattr) -> Result<(), Failure> {
-        self.xattr_fits(xattr.bytes())?;
+        self.xattr_fits(xattr.size)?;
         if self.live(view)?.state != State::Walked {
             return Err(Failure::new(libc::EINVAL));
         }
@@ -598,7 +599,7 @@ impl Tables {
             self.dead.push(file);
         }
         if let Some(xattr) = self.xattrs.remove(fid.xattr) {
-            self.xattr_bytes = self.xattr_bytes.saturating_sub(xattr.bytes());
+            self.xattr_bytes = self.xattr_bytes.saturating_sub(xattr.size);
         }
         self.nodes.release(fid.node, &mut self.dead);
     }

@@ -89,3 +89,21 @@ fn a_large_session_ends_at_once() {
         std::thread::sleep(Duration::from_millis(1));
     }
 }
+
+/// What is counted is given back to the byte, whichever way an xattr ends.
+#[test]
+fn xattrs_leave_nothing_behind() {
+    let mut f = Fixture::new();
+    f.write("file", "");
+    f.client.walk_all(0, 1, &["file"]).unwrap();
+    let cycle = |f: &mut Fixture| {
+        f.client.setxattr(1, 2, "user.name", b"value", 0).unwrap();
+        assert_eq!(f.client.getxattr(1, 2, "user.name").unwrap(), b"value");
+        f.client.clone_fid(1, 2).unwrap();
+        f.client.xattrcreate(2, "user.unfinished", 100, 0).unwrap();
+        assert_eq!(f.client.clunk(2), Err(Errno::EINVAL));
+        f.session.usage()
+    };
+    let once = cycle(&mut f);
+    (0..10).for_each(|_| assert_eq!(cycle(&mut f), once));
+}
