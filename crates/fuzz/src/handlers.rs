@@ -92,8 +92,9 @@ impl Handler for Echo {
 /// A real session on a share of its own, and a guest that changes memory while it works.
 pub struct Real {
     session: Session,
-    guest: Option<Arc<Guest>>,
     _share: TempDir,
+    /// The last to go: who waits for that finds nothing of the others left.
+    guest: Option<Arc<Guest>>,
 }
 
 impl Real {
