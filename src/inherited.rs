@@ -4,7 +4,10 @@
 //! was inherited is not, or exec would have closed it.
 
 use std::fs;
+use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use nix::unistd::{dup2_stdin, dup2_stdout};
 
 /// Makes the inherited descriptor `fd` this program's own. `None` for one that is not open, a standard stream, one that this
 /// program has opened, and one that was taken over before.
@@ -39,6 +42,14 @@ pub fn close_others() {
     for fd in numbers {
         drop(own(fd));
     }
+}
+
+/// Puts the ends of pipes that lead nowhere in the place of stdin and stdout, of which the worker has no use: they are what the
+/// program was started with, a terminal that somebody types at or a directory of the host.
+pub fn leave_stdin_and_stdout() -> io::Result<()> {
+    let (reader, writer) = io::pipe()?;
+    dup2_stdin(reader)?;
+    Ok(dup2_stdout(writer)?)
 }
 
 #[cfg(test)]

@@ -168,6 +168,8 @@ fn serve(
     descriptors: u64,
     users: Option<Users>,
 ) -> Result<u8, Failure> {
+    inherited::leave_stdin_and_stdout()
+        .map_err(|error| Failure::Environment(format!("No descriptor is left: {error}.")))?;
     limits::grow_table(descriptors);
     device::end_when_memory_is_lost().map_err(|error| {
         Failure::Environment(format!("The loss of guest memory cannot be waited for: {error}."))

@@ -32,6 +32,8 @@ const ATTEMPTS: &[&str] = &[
     "open-device",
     "kill=PID",
     "tgkill=PID",
+    "own=PID",
+    "limit=PID",
     "socket",
     "connect=PID",
     "exec",
@@ -54,6 +56,8 @@ const BY_NAMESPACE: &[&str] = &[
     "open-device",
     "kill=PID",
     "tgkill=PID",
+    "own=PID",
+    "limit=PID",
     "connect=PID",
     "exec",
     "ptrace=PID",
@@ -61,10 +65,11 @@ const BY_NAMESPACE: &[&str] = &[
     "setuid=4321",
 ];
 
-/// What a new root directory and the lack of capabilities refuse.
+/// What a new root directory, Landlock and the lack of capabilities refuse.
 const BY_CHROOT: &[&str] = &[
     "open-etc",
     "open-above",
+    "proc",
     "handle",
     "device",
     "exec",
@@ -87,6 +92,8 @@ const BY_FILTER: &[&str] = &[
     "handle",
     "kill=PID",
     "tgkill=PID",
+    "own=PID",
+    "limit=PID",
     "socket",
     "connect=PID",
     "exec",
@@ -106,6 +113,8 @@ const POSSIBLE: &[&str] = &[
     "proc",
     "kill=PID",
     "tgkill=PID",
+    "own=PID",
+    "limit=PID",
     "socket",
     "connect=PID",
     "code",
@@ -373,4 +382,56 @@ fn the_filter_refuses_without_a_sandbox() {
     }
     refused("queue", BY_FILTER, &options, true);
     assert_eq!(probe("queue", "exec", false, &options), End::Killed);
+}
+
+/// What the log says when the program is run as `command` and a thread that serves makes the attempt.
+fn told(mut command: Command, base: &TempDir, said: &str) -> String {
+    let (socket, log) = (base.path().join("socket"), base.path().join("log"));
+    command
+        .arg("--socket-path")
+        .arg(&socket)
+        .arg("--shared-dir")
+        .arg(base.path().join("share"))
+        .stderr(File::create(&log).unwrap());
+    let _program = Ended(command.spawn().unwrap());
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| drive(&socket, &ended));
+        let until = Instant::now() + PATIENCE;
+        let text = loop {
+            let text = fs::read_to_string(&log).unwrap();
+            if text.contains(said) || Instant::now() > until {
+                break text;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        ended.store(true, Ordering::Relaxed);
+        text
+    })
+}
+
+#[test]
+fn stdin_is_not_the_workers() {
+    let base = place();
+    let mut command = command(&base, false, "queue:stdin");
+    // A careless parent leaves a directory of the host there.
+    command.stdin(File::open("/etc").unwrap());
+    command.args(["--seccomp", "none"]);
+    let log = told(command, &base, "probe:");
+    assert!(log.contains("probe: refused"), "{log}");
+}
+
+#[test]
+fn the_backtrace_of_a_panic_can_be_made() {
+    // Only where the program's file can be seen there are names in it.
+    for (sandbox, said) in [("none", "probe::named"), ("namespace", "   5: ")] {
+        let base = place();
+        let mut command = command(&base, false, "queue:panic");
+        command.env("RUST_BACKTRACE", "1").stdin(Stdio::null());
+        command.args(["--sandbox", sandbox]);
+        let log = told(command, &base, said);
+        assert!(log.contains(said), "{log}");
+        assert!(log.contains("This is a mistake in the program"), "{log}");
+        assert!(!log.contains("was killed"), "{log}");
+    }
 }

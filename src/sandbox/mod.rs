@@ -19,7 +19,7 @@ use std::path::Path;
 
 use caps::{CapSet, Capability};
 use device::Role;
-use host::{ShareOptions, Surroundings};
+use host::{FileHandles, ShareOptions, Surroundings};
 
 pub use outer::{Answer, Outer, Start, Worker, start};
 pub use users::users;
@@ -132,11 +132,21 @@ fn confine(
                 false => Ok((surroundings, root)),
             }
         }
-        Level::Chroot => Ok((root::change_root(&share.directory)?, root)),
+        Level::Chroot => {
+            let surroundings = root::change_root(&share.directory)?;
+            // /proc can still be reached, and sysctls there that user 0 may write without any capability. A file that was
+            // opened by handle is nowhere for Landlock.
+            if share.file_handles == FileHandles::Open || !root::landlock(root)? {
+                log::warn!("The kernel's Landlock is not used: the worker can open what is in /proc.");
+            }
+            Ok((surroundings, root))
+        }
         Level::Landlock => {
             let surroundings = Surroundings::here()?;
             if !root::landlock(&share.directory)? {
-                log::warn!("The kernel has no Landlock: the worker can open what its user can.");
+                log::warn!(
+                    "The kernel has no Landlock of Linux 5.19: the worker can open what its user can."
+                );
             }
             Ok((surroundings, &share.directory))
         }

@@ -100,6 +100,23 @@ fn make(attempt: &str, number: i64) -> io::Result<()> {
         "open-device" => open(here, c"/device", libc::O_RDONLY | libc::O_NONBLOCK),
         "kill" => call(libc::SYS_kill, [number, 0, 0, 0, 0, 0]),
         "tgkill" => call(libc::SYS_tgkill, [number, number, 0, 0, 0, 0]),
+        // Signals from the kernel, on behalf of a descriptor.
+        "own" => call(libc::SYS_fcntl, [2, libc::F_SETOWN.into(), number, 0, 0, 0]),
+        // The lower half of the pointer to the new limit is 0.
+        "limit" => {
+            let (at, flags) = (
+                1 << 32,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            );
+            let prot = i64::from(libc::PROT_READ | libc::PROT_WRITE);
+            let files = i64::from(libc::RLIMIT_MSGQUEUE);
+            call(libc::SYS_mmap, [at, 4096, prot, flags.into(), -1, 0])
+                .and_then(|at| call(libc::SYS_prlimit64, [number, files, 0, at, 0, 0]).map(|_| at))
+                .and_then(|at| call(libc::SYS_prlimit64, [number, files, at, 0, 0, 0]))
+        }
+        // Whatever the program was started with.
+        "stdin" => open(0, c"passwd", libc::O_RDONLY),
+        "panic" => panic!("probe: a mistake"),
         "socket" => {
             let (family, kind) = (i64::from(libc::AF_UNIX), i64::from(libc::SOCK_STREAM));
             call(libc::SYS_socket, [family, kind, 0, 0, 0, 0])

@@ -6,7 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use host::{MountList, Surroundings};
-use landlock::{ABI, Access, AccessFs, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus,
+};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
@@ -87,7 +90,7 @@ pub fn pivot(directory: &Path, readonly: bool) -> Result<Surroundings, String> {
 }
 
 /// Makes `directory` the root directory of this process: what can be had with CAP_SYS_CHROOT alone. `/proc/self/fd` cannot
-/// be had without the rest of /proc then.
+/// be had without the rest of /proc then; [`landlock`] keeps that from being opened.
 pub fn change_root(directory: &Path) -> Result<Surroundings, String> {
     Surroundings::across(|| {
         chdir(directory)
@@ -99,12 +102,17 @@ pub fn change_root(directory: &Path) -> Result<Surroundings, String> {
 }
 
 /// Lets this process, which keeps the host's root, open, make and remove files below `directory` alone, where the kernel
-/// has Landlock; false where it has not.
+/// has Landlock; false where it has not, or one before Linux 5.19: that forbids to move a file to another directory.
 pub fn landlock(directory: &Path) -> Result<bool, String> {
     let restrict = || -> Result<bool, Box<dyn std::error::Error>> {
         let all = AccessFs::from_all(ABI::V5);
         let root = File::open(directory)?;
-        let status = Ruleset::default()
+        let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+        let Ok(ruleset) = ruleset.handle_access(AccessFs::Refer) else {
+            return Ok(false);
+        };
+        let status = ruleset
+            .set_compatibility(CompatLevel::BestEffort)
             .handle_access(all)?
             .create()?
             .add_rule(PathBeneath::new(root, all))?

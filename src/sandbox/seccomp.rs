@@ -80,7 +80,6 @@ const REQUEST: &[c_long] = &[
     libc::SYS_fchmodat2,
     libc::SYS_fchown,
     libc::SYS_fchownat,
-    libc::SYS_fcntl,
     libc::SYS_fdatasync,
     libc::SYS_fgetxattr,
     libc::SYS_flistxattr,
@@ -135,6 +134,10 @@ const REQUEST: &[c_long] = &[
     SYS_LISTXATTRAT,
     SYS_REMOVEXATTRAT,
     SYS_SETXATTRAT,
+    // What a panic's backtrace asks for, to name the program and to shorten paths.
+    libc::SYS_getcwd,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
     // With -1 they ask which it is.
     libc::SYS_setfsgid,
     libc::SYS_setfsuid,
@@ -191,6 +194,18 @@ const NEW: i32 = libc::CLONE_NEWCGROUP
     | libc::CLONE_NEWUTS;
 const THREADS: i32 = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
 
+/// What is asked of a descriptor. Not F_SETOWN and its kin, with which the kernel sends signals to any process of the user
+/// (fcntl(2), "Managing signals").
+const FCNTL: &[i32] = &[
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+];
+
 type Rule = (c_long, Vec<SeccompRule>);
 type Compiled = Result<BpfProgram, seccompiler::BackendError>;
 
@@ -209,7 +224,14 @@ fn masked(index: u8, mask: u64, value: u64) -> Result<Vec<SeccompRule>, seccompi
     Ok(vec![SeccompRule::new(vec![condition])?])
 }
 
-/// A rule for calls whose argument `index` is `value`.
+/// A rule for calls whose argument `index` is no pointer: all its 64 bits are compared, because memory can be mapped where
+/// the lower ones are 0.
+fn null(index: u8) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
+    let condition = SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    Ok(vec![SeccompRule::new(vec![condition])?])
+}
+
+/// A rule for calls whose argument `index`, an int, is `value`.
 fn equal(index: u8, value: u64) -> Result<Vec<SeccompRule>, seccompiler::BackendError> {
     let condition = SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
     Ok(vec![SeccompRule::new(vec![condition])?])
@@ -243,7 +265,15 @@ fn conditional() -> Result<Vec<Rule>, seccompiler::BackendError> {
         // abort(3), which signals its own process.
         (libc::SYS_tgkill, equal(0, u64::from(std::process::id()))?),
         // Limits are asked for, by pthread_getattr_np(3), and not set.
-        (libc::SYS_prlimit64, equal(2, 0)?),
+        (libc::SYS_prlimit64, null(2)?),
+        (
+            libc::SYS_fcntl,
+            FCNTL
+                .iter()
+                .map(|&command| equal(1, number(command)))
+                .collect::<Result<Vec<_>, _>>()?
+                .concat(),
+        ),
         // Blocking or not, of a socket.
         (libc::SYS_ioctl, equal(1, libc::FIONBIO)?),
     ];
