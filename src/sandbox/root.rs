@@ -90,7 +90,7 @@ pub fn pivot(directory: &Path, readonly: bool) -> Result<Surroundings, String> {
 }
 
 /// Makes `directory` the root directory of this process: what can be had with CAP_SYS_CHROOT alone. `/proc/self/fd` cannot
-/// be had without the rest of /proc then; [`landlock`] keeps that from being opened.
+/// be had without the rest of /proc then; Landlock keeps that from being opened.
 pub fn change_root(directory: &Path) -> Result<Surroundings, String> {
     Surroundings::across(|| {
         chdir(directory)

@@ -11,7 +11,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 /// Seconds since `START` at which the current input began, and 1; 0: none is being tried.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 
-/// While it lives, the process does not outlive [`PATIENCE`].
+/// While it lives, the process does not outlive `PATIENCE`.
 #[derive(Debug)]
 pub struct Watched(());
 
