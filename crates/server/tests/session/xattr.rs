@@ -335,7 +335,7 @@ fn they_do_what_the_hosts_own_do() {
 
 /// A value or a list that changes between the question for its size and the reading of it.
 #[test]
-fn sizes_are_exact_whatever_happens_meanwhile() {
+fn cve_2017_15038_sizes_are_exact_whatever_happens_meanwhile() {
     for model in MODELS {
         let mut f = Fixture::with(model, Limits::default());
         f.create(1, "file", O_RDWR);
