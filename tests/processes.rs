@@ -377,3 +377,24 @@ fn the_outer_process_holds_nothing_of_the_share_and_the_worker_nothing_of_the_ho
         assert!(own, "{target}");
     }
 }
+
+#[cfg(debug_assertions)]
+#[test]
+fn before_linux_6_13_extended_attributes_are_found_in_each_sandbox() {
+    let levels: &[&str] = if is_root() {
+        &["namespace", "chroot", "none"]
+    } else {
+        &["namespace", "none"]
+    };
+    for level in levels {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-user-9p"));
+        command.env("VHOST_USER_9P_OLD_KERNEL", "1");
+        let options = ["--security-model", "mapped-xattr", "--sandbox", level];
+        let program = Program::start(command, place(), &options);
+        let client = &mut boot(&program).client;
+        client.mkdir(0, "dir", 0o750, 4321).unwrap();
+        client.walk_all(0, 1, &["dir"]).unwrap();
+        let shown = client.stat(1).unwrap();
+        assert_eq!((shown.mode & 0o777, shown.gid), (0o750, 4321), "{level}");
+    }
+}

@@ -126,14 +126,14 @@ fn confine(
             if own_users {
                 root::keep_ids(ids.0, ids.1)?;
             }
-            let surroundings = root::pivot(&share.directory, share.readonly)?;
+            let surroundings = root::pivot(&share.directory, share.readonly)?.without_proc()?;
             match own_users {
                 true => Ok((surroundings.hiding_owners(), root)),
                 false => Ok((surroundings, root)),
             }
         }
         Level::Chroot => {
-            let surroundings = root::change_root(&share.directory)?;
+            let surroundings = root::change_root(&share.directory)?.without_proc()?;
             // /proc can still be reached, and sysctls there that user 0 may write without any capability. A file that was
             // opened by handle is nowhere for Landlock.
             if share.file_handles == FileHandles::Open || !root::landlock(root)? {

@@ -25,6 +25,11 @@ pub fn prepare() {
     let _ = ATTEMPT.set((role.to_string(), attempt.to_string(), number.parse().unwrap_or(0)));
 }
 
+/// Whether the environment asks for a kernel older than Linux 6.13.
+pub fn old_kernel() -> bool {
+    std::env::var_os("VHOST_USER_9P_OLD_KERNEL").is_some()
+}
+
 /// Makes the attempt if it is for a thread of this role.
 pub fn role(role: Role) {
     named(match role {

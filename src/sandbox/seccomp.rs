@@ -316,7 +316,12 @@ fn build(policy: &Policy) -> Result<(BpfProgram, BpfProgram, Roles), seccompiler
         &[]
     };
     let everything = [THREAD, REQUEST, users, handles, EVENTS, CONNECTION, SIGNALS];
-    let missing = MISSING.iter().map(|&call| (call, Vec::new())).collect();
+    let mut missing: Vec<Rule> = MISSING.iter().map(|&call| (call, Vec::new())).collect();
+    #[cfg(debug_assertions)]
+    if super::probe::old_kernel() {
+        let new = [SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXATTRAT];
+        missing.extend(new.map(|call| (call, Vec::new())));
+    }
     let missing = compile(
         missing,
         SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),

@@ -46,6 +46,15 @@ impl Surroundings {
         }
     }
 
+    /// The same of a process that has a root directory without /proc. Its working directory becomes `/proc/self/fd`: before
+    /// Linux 6.13 the extended attributes of an object that is not open are reached by path alone.
+    pub fn without_proc(self) -> Result<Surroundings, String> {
+        self.proc
+            .enter()
+            .map_err(|e| format!("/proc/self/fd cannot be the working directory: {e}"))?;
+        Ok(self)
+    }
+
     /// Of a process that keeps its root directory.
     pub fn here() -> Result<Surroundings, String> {
         Surroundings::across(|| Ok(()))

@@ -17,6 +17,7 @@ pub mod xattr;
 use std::ffi::CStr;
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An error of this number.
 pub fn error(errno: i32) -> Error {
@@ -154,6 +155,15 @@ impl ProcFd {
         Ok(buf)
     }
 
+    /// Makes it the working directory of this process, which no longer sees /proc: calls that take no directory find
+    /// descriptors from there.
+    pub fn enter(&self) -> Result<()> {
+        // SAFETY: no memory is passed, and the descriptor is open over the call.
+        retry(|| unsafe { libc::fchdir(self.dir().as_raw_fd()) })?;
+        WORKING_DIRECTORY.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Whether the kernel has a path for `fd` that is longer than it ever shows.
     pub fn is_too_long(&self, fd: BorrowedFd<'_>) -> Result<bool> {
         // The error comes before a byte is copied.
@@ -165,6 +175,9 @@ impl ProcFd {
         }
     }
 }
+
+/// Whether the working directory is `/proc/self/fd`, for good.
+static WORKING_DIRECTORY: AtomicBool = AtomicBool::new(false);
 
 /// A descriptor's number as a file name, without allocation.
 pub struct FdName([u8; 32], u8);
@@ -199,8 +212,11 @@ impl FdName {
         CStr::from_bytes_until_nul(&self.0[usize::from(self.1)..]).unwrap_or_default()
     }
 
-    /// From the root of the file system.
+    /// As a path: from the root of the file system, or from the working directory where that is `/proc/self/fd`.
     pub fn absolute(&self) -> &CStr {
+        if WORKING_DIRECTORY.load(Ordering::Relaxed) {
+            return self.as_c_str();
+        }
         CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
     }
 }
