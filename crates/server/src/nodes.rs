@@ -10,6 +10,7 @@
 mod evict;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::SystemTime;
 
 use host::{FileType, Identity, Object};
 
@@ -21,6 +22,10 @@ pub(crate) use evict::{Known, Start};
 
 /// How many parents are looked at to tell that a new name makes no circle: as many as it may be found through.
 const CIRCLE_CHECK: usize = 4096;
+
+/// Nanoseconds within which two objects may have one time of birth: some file systems count in units of two seconds (FAT),
+/// and the kernel's clock moves by a tick (`current_time`).
+const TICK: u64 = 3_000_000_000;
 
 /// Which object a node is. Exact while somebody holds the object. Afterwards its inode number is used again, by an object
 /// of any type, and even with the same time of birth, which moves by the tick of a clock: then it takes the file handle,
@@ -45,6 +50,13 @@ impl Same {
             birth: sec.wrapping_add(id.birth.nsec.into()),
             host_type: id.host_type,
         }
+    }
+
+    /// Whether nothing that is made at `time` or later has this time of birth: it is known, and not of just now.
+    fn was_born_before(self, time: SystemTime) -> bool {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let now = u64::try_from(since.as_nanos()).unwrap_or(u64::MAX);
+        self.birth != 0 && self.birth.saturating_add(TICK) < now
     }
 
     /// Inode numbers are used again and again, so a client can have any number of nodes that differ only in their birth.
@@ -118,9 +130,9 @@ impl Node {
         self.handle != NONE
     }
 
-    /// Whether an object with this [`Same`] that is found while nobody holds this one can be told to be it.
+    /// Whether an object with this [`Same`] that is found after nobody has held this one can be told to be it.
     fn can_be_told(&self) -> bool {
-        self.has_handle() || self.same.birth != 0
+        self.has_handle() || self.same.was_born_before(SystemTime::now())
     }
 }
 
@@ -287,7 +299,8 @@ impl Nodes {
         };
         match self.handle(number) {
             Some(handle) => has_handle(fd, &handle),
-            None => node.can_be_told(),
+            // It was let go when nothing that is made later could have its birth.
+            None => node.same.birth != 0,
         }
     }
 

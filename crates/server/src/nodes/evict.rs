@@ -120,12 +120,17 @@ impl Nodes {
             }
         }
         let opens = self.handle(number).is_some_and(|handle| Handle::opens(&handle));
-        let (lasting, idle) = self.nodes.get(number).map_or((false, false), |node| {
+        let (lasting, young, idle) = self.nodes.get(number).map_or((false, false, false), |node| {
+            let found = node.parent != NONE && node.same.birth != 0;
             // What could be taken for another object later is not let go.
             let lasting = opens || (node.parent != NONE && node.can_be_told());
-            (lasting, node.pins == 1 && node.opens == 0 && node.refs > 0)
+            let idle = node.pins == 1 && node.opens == 0 && node.refs > 0;
+            (lasting, found && !lasting, idle)
         });
-        if !lasting || idle {
+        if young {
+            // No handle, or no memory for it: a new object could still have its time of birth. Not for long.
+            self.touch(number);
+        } else if !lasting || idle {
             // Without a way to find it again it is on no list, until it gets a name.
             self.unlink(number);
         }
@@ -269,6 +274,40 @@ mod tests {
                 "{birth} {handle:?}"
             );
             nodes.release(node, &mut dead);
+        }
+    }
+
+    /// Its number may be used again within the same tick. A guest that has used up all memory for handles can have that, too.
+    #[test]
+    fn without_a_handle_what_was_just_made_keeps_its_descriptor() {
+        let just_now = i64::try_from(
+            std::time::SystemTime::UNIX_EPOCH
+                .elapsed()
+                .unwrap_or_default()
+                .as_secs(),
+        )
+        .unwrap();
+        for full in [false, true] {
+            let (mut nodes, mut dead) = (Nodes::new(100), Vec::new());
+            let top = nodes.adopt(fd(), &id(1, 1), None, SAME, &mut dead);
+            nodes.set_root(top);
+            let old = nodes.adopt(fd(), &id(2, just_now - 10), Some((top, b"old")), SAME, &mut dead);
+            let young = nodes.adopt(fd(), &id(3, just_now), Some((top, b"young")), SAME, &mut dead);
+            nodes.touch(old);
+            nodes.set_full(full);
+            // No room for this one.
+            let long = vec![b'h'; 1 << 20];
+            let handle = full.then_some(&long[..]);
+            for (victim, evicted) in [(young, false), (old, true), (young, false)] {
+                assert_eq!(nodes.victim(), Some(victim));
+                nodes.pin(victim);
+                assert_eq!(nodes.evict(victim, handle, &mut dead), evicted, "{victim} {full}");
+            }
+            assert!(nodes.get(young).and_then(Node::raw).is_some());
+            // With a handle it goes at once.
+            nodes.set_full(false);
+            nodes.pin(young);
+            assert!(nodes.evict(young, Some(HANDLE), &mut dead));
         }
     }
 
