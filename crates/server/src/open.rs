@@ -152,7 +152,7 @@ impl Session {
                 tables.dead.push(file);
                 return Err(failure);
             }
-            tables.open(pin.view(), file, State::File, how)
+            tables.open(&pin.view().of(node), file, State::File, how)
         })?;
         drop(pin);
         self.keep_budget();

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use host::{Caller, FileType, Identity, Object};
+use wire::NOFID;
 
 use crate::capability::Capabilities;
 use crate::dentries::Dentries;
@@ -124,6 +125,11 @@ impl View {
         self.file
     }
 
+    /// The same fid once it was turned to `node`.
+    pub(crate) fn of(&self, node: u32) -> View {
+        View { node, ..*self }
+    }
+
     /// Notes the descriptor that the node has got back.
     pub(crate) fn found(&mut self, path: Raw) {
         self.path = Some(path);
@@ -218,11 +224,11 @@ impl Tables {
         self.epoch
     }
 
-    /// EINVAL when there is a fid `number`.
+    /// EINVAL when there is a fid `number`, or it is the number that means none.
     pub(crate) fn vacant(&self, number: u32) -> Result<(), Failure> {
-        match self.find(number) {
-            Some(_) => Err(Failure::new(libc::EINVAL)),
-            None => Ok(()),
+        match number == NOFID || self.find(number).is_some() {
+            true => Err(Failure::new(libc::EINVAL)),
+            false => Ok(()),
         }
     }
 
@@ -360,11 +366,13 @@ impl Tables {
         }
     }
 
-    /// The fid behind a pin, if the client has not given it back meanwhile.
+    /// The fid behind a pin, if it still stands for the same object, and the client has not given it back meanwhile, by
+    /// itself or with its whole session: of a large one the records go later ([`Tables::reset`]).
     fn live(&mut self, view: &View) -> Result<&mut Fid, Failure> {
+        let epoch = self.epoch as u32;
         self.fids
             .get_mut(view.fid)
-            .filter(|fid| !fid.dead)
+            .filter(|fid| !fid.dead && fid.epoch == epoch && fid.node == view.node)
             .ok_or(Failure::new(libc::EBADF))
     }
 
@@ -758,7 +766,7 @@ mod tests {
         }
         assert!((100..100 + added).all(|number| tables.find(number).is_some()));
         // Twice, and with new ones among the old.
-        let other = fill_again(&mut tables, 100 + added, many);
+        let other = fill_again(&mut tables, 100, 100 + added, many);
         assert!(tables.reset(false).is_none());
         assert!(tables.find(100 + added).is_none());
         tables.unpin(&view);
@@ -766,13 +774,71 @@ mod tests {
         assert!(tables.reset(false).is_some_and(|old| old.counts().0 > 0));
     }
 
-    fn fill_again(tables: &mut Tables, from: u32, many: u32) -> View {
-        let view = tables.pin(100).unwrap();
+    fn fill_again(tables: &mut Tables, of: u32, from: u32, many: u32) -> View {
+        let view = tables.pin(of).unwrap();
         for number in from..from + many {
             tables.nodes.retain(view.node);
             tables.add(number, 0, view.node, tables.epoch()).unwrap();
         }
         view
+    }
+
+    /// A lock that it took would be nobody's: the record goes without a Tclunk.
+    #[test]
+    fn what_began_before_the_end_of_a_large_session_gets_nothing_in_the_next() {
+        let mut tables = tables();
+        let view = tables.pin(7).unwrap();
+        fill_again(&mut tables, 7, 100, AT_ONCE as u32 * 3);
+        let last = tables.pin(99 + AT_ONCE as u32 * 3).unwrap();
+        assert!(tables.reset(false).is_none());
+        let gone = Err(Failure::new(libc::EBADF));
+        for view in [&view, &last] {
+            assert_eq!(tables.will_lock(view), gone);
+            assert_eq!(tables.turn_xattr(view, Xattr::default()), gone);
+            let file = std::fs::File::open("/").unwrap().into();
+            assert_eq!(tables.open(view, file, State::File, Opened::default()), gone);
+            tables.nodes.retain(view.node);
+            assert_eq!(tables.turn(view, view.node), gone);
+        }
+        assert_eq!(tables.counts().2, 0);
+    }
+
+    /// Of a Tlopen and a Twalk that turns the same fid, the second to end finds that it is not what it began with.
+    #[test]
+    fn what_is_opened_is_what_the_fid_stands_for() {
+        let mut tables = tables();
+        let view = tables.pin(7).unwrap();
+        let id = Identity {
+            dev: 1,
+            ino: 2,
+            birth: Time::default(),
+            at_home: true,
+            unique: 2,
+            version: 1,
+            host_type: libc::S_IFDIR,
+            file_type: FileType::Directory,
+        };
+        let fd = std::fs::File::open("/").unwrap().into();
+        let node = tables.nodes.adopt(fd, &id, None, &|_, _| false, &mut tables.dead);
+        assert_eq!(tables.turn(&view, node), Ok(()));
+        let gone = Err(Failure::new(libc::EBADF));
+        let file = std::fs::File::open("/").unwrap().into();
+        assert_eq!(tables.open(&view, file, State::File, Opened::default()), gone);
+        assert_eq!(tables.turn_xattr(&view, Xattr::default()), gone);
+        tables.unpin(&view);
+        assert_eq!(tables.pin(7).map(|view| view.state), Some(State::Walked));
+    }
+
+    #[test]
+    fn no_fid_is_no_fid() {
+        let mut tables = tables();
+        let view = tables.pin(7).unwrap();
+        tables.nodes.retain(view.node);
+        let epoch = tables.epoch();
+        assert_eq!(
+            tables.add(NOFID, 0, view.node, epoch),
+            Err(Failure::new(libc::EINVAL))
+        );
     }
 
     #[test]
