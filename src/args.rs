@@ -334,9 +334,9 @@ pub enum Sandbox {
     /// Namespaces of its own, in which there is nothing but the share: no other files, no network, no processes. Needs
     /// CAP_SYS_ADMIN, or an ordinary user who may make user namespaces
     Namespace,
-    /// The share as its root directory. Needs CAP_SYS_CHROOT
+    /// The share as its root directory, with Landlock on top where the kernel has it. Needs CAP_SYS_CHROOT
     Chroot,
-    /// Everything that its user sees, less where the kernel has Landlock
+    /// What its user sees, of which Landlock lets it open, make and remove the share's alone
     Landlock,
     /// Everything that its user sees
     None,
