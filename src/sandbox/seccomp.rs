@@ -308,6 +308,15 @@ struct Roles {
 
 static ROLES: OnceLock<Roles> = OnceLock::new();
 
+/// Calls that the tests of an older kernel hide.
+fn hidden() -> &'static [c_long] {
+    #[cfg(debug_assertions)]
+    if super::probe::old_kernel() {
+        return &[SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXATTRAT];
+    }
+    &[]
+}
+
 fn build(policy: &Policy) -> Result<(BpfProgram, BpfProgram, Roles), seccompiler::BackendError> {
     let users: &[c_long] = if policy.switches_users { USERS } else { &[] };
     let handles: &[c_long] = if policy.opens_handles {
@@ -316,14 +325,9 @@ fn build(policy: &Policy) -> Result<(BpfProgram, BpfProgram, Roles), seccompiler
         &[]
     };
     let everything = [THREAD, REQUEST, users, handles, EVENTS, CONNECTION, SIGNALS];
-    let mut missing: Vec<Rule> = MISSING.iter().map(|&call| (call, Vec::new())).collect();
-    #[cfg(debug_assertions)]
-    if super::probe::old_kernel() {
-        let new = [SYS_GETXATTRAT, SYS_LISTXATTRAT, SYS_REMOVEXATTRAT, SYS_SETXATTRAT];
-        missing.extend(new.map(|call| (call, Vec::new())));
-    }
+    let missing = MISSING.iter().chain(hidden()).map(|&call| (call, Vec::new()));
     let missing = compile(
-        missing,
+        missing.collect(),
         SeccompAction::Errno(libc::ENOSYS.cast_unsigned()),
         SeccompAction::Allow,
     )?;
