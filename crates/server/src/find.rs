@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use host::{Attr, Caller, Identity, Name, Object};
 
@@ -15,8 +15,13 @@ use crate::nodes::{Known, Same, Start};
 use crate::pin::{NOGID, NodePin, Raw};
 use crate::session::Session;
 
-/// Most parents above an evicted node until one with a descriptor or a handle.
+/// Most names from a directory with a descriptor or a handle to an evicted node. Each takes the thread some microseconds, and
+/// it may be the queue's.
 const DEEPEST: usize = 4096;
+
+/// So many of the directories right above what is found keep their descriptors whatever the budget says: what else is in
+/// them will be looked for next. To keep all would let one request go thousands beyond the budget.
+const NEAR: usize = 16;
 
 /// Most nodes evicted at once.
 const BATCH: usize = 32;
@@ -150,13 +155,16 @@ impl Session {
     }
 
     fn look(&self, node: u32) -> Result<OwnedFd, Failure> {
-        let (mut waited, mut pause) = (Duration::ZERO, PAUSE);
+        let (mut until, mut pause) = (None, PAUSE);
         loop {
             let ended = self.moves.ended();
             match self.look_once(node) {
-                Err(STALE) if waited < PATIENCE && !self.moves.none_since(ended) => {
+                // The looks count as well: a way of thousands of names takes milliseconds.
+                Err(STALE)
+                    if !self.moves.none_since(ended)
+                        && Instant::now() < *until.get_or_insert_with(|| Instant::now() + PATIENCE) =>
+                {
                     std::thread::sleep(pause);
-                    waited += pause;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
                 other => return other,
@@ -187,7 +195,7 @@ impl Session {
             }
             here = Some((fd, known));
         }
-        for step in way.steps.iter().rev() {
+        for (below, step) in way.steps.iter().enumerate().rev() {
             let start = match (&here, &base) {
                 (Some((fd, _)), _) => fd.as_fd(),
                 (None, Some(base)) => {
@@ -201,8 +209,12 @@ impl Session {
                 return Err(STALE);
             }
             if let Some((passed, known)) = here.replace((fd, &step.to)) {
-                // What else is below it will be looked for next.
-                self.with(|tables| tables.nodes.restore_known(known, passed, &mut tables.dead));
+                self.with(
+                    |tables| match below < NEAR || tables.descriptors() < self.limits.fd_budget {
+                        true => tables.nodes.restore_known(known, passed, &mut tables.dead),
+                        false => tables.dead.push(passed),
+                    },
+                );
             }
         }
         match (here, base) {

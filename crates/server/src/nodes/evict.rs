@@ -143,11 +143,13 @@ impl Nodes {
         evicted
     }
 
-    /// How to find the node again. When it starts from a node, the caller pins that under the same lock.
+    /// How to find the node again, if it takes no more than `most` names. When it starts from a node, the caller pins that
+    /// under the same lock.
     pub(crate) fn way(&self, number: u32, most: usize) -> Option<Way> {
         let mut steps = Vec::new();
         let mut at = number;
-        while steps.len() < most {
+        let mut names = 0;
+        while names <= most {
             let node = self.nodes.get(at)?;
             if node.fd.is_some() {
                 let start = Start::Node(at);
@@ -160,6 +162,7 @@ impl Nodes {
             }
             let mut path = Vec::new();
             self.bytes.get(node.path, &mut path);
+            names += path.split(|&b| b == b'/').count();
             steps.push(Step { path, to });
             at = node.parent;
         }
@@ -309,6 +312,27 @@ mod tests {
             nodes.pin(young);
             assert!(nodes.evict(young, Some(HANDLE), &mut dead));
         }
+    }
+
+    /// A walk on another mount leaves a node for sixteen names.
+    #[test]
+    fn a_way_has_so_many_names_at_most() {
+        let (mut nodes, mut dead) = (Nodes::new(usize::MAX), Vec::new());
+        let top = nodes.adopt(fd(), &id(0, 1), None, SAME, &mut dead);
+        nodes.set_root(top);
+        let mut chain = vec![top];
+        for ino in 1..=6 {
+            let above = *chain.last().unwrap();
+            chain.push(nodes.adopt(fd(), &id(ino, 1), Some((above, b"a/b/c")), SAME, &mut dead));
+        }
+        while let Some(victim) = nodes.victim() {
+            nodes.pin(victim);
+            assert!(nodes.evict(victim, None, &mut dead));
+        }
+        let last = chain[6];
+        assert!(nodes.way(last, 17).is_none());
+        assert_eq!(nodes.way(last, 18).map(|way| way.steps.len()), Some(6));
+        assert_eq!(nodes.way(chain[5], 15).map(|way| way.steps.len()), Some(5));
     }
 
     #[test]

@@ -376,3 +376,34 @@ fn descriptors_come_back() {
     session.reset();
     assert_eq!(session.usage(), server::Usage::default());
 }
+
+/// All of the directories above it have given their descriptors up, and get theirs back only as far as there is room.
+#[test]
+fn what_is_found_far_down_does_not_take_all_descriptors() {
+    const DEEP: u32 = 400;
+    let limits = Limits {
+        fd_budget: 24,
+        ..Limits::default()
+    };
+    let mut f = Fixture::with(SecurityModel::Passthrough, limits);
+    for at in 0..60 {
+        f.write(&format!("filler{at}"), "");
+    }
+    f.client.clone_fid(0, 1).unwrap();
+    for level in 1..=DEEP {
+        f.client.mkdir(level, "d", 0o755, gid()).unwrap();
+        f.client.walk_all(level, level + 1, &["d"]).unwrap();
+        f.client.clunk(level).unwrap();
+    }
+    for round in [100_000, 200_000] {
+        for at in 0..60 {
+            f.client
+                .walk_all(0, round + at, &[format!("filler{at}")])
+                .unwrap();
+        }
+    }
+    f.client.stat(DEEP + 1).unwrap();
+    let usage = f.session.usage();
+    assert!(usage.nodes > DEEP as usize, "{usage:?}");
+    assert!(usage.descriptors < 24 + 24, "{usage:?}");
+}
