@@ -1,6 +1,6 @@
 //! Tgetattr and Tsetattr.
 
-use host::{Attr, SetAttr, SetTime, Time};
+use host::{Attr, FileType, SetAttr, SetTime, Time};
 use wire::{
     P9_GETATTR_BASIC, P9_SETATTR_ATIME, P9_SETATTR_ATIME_SET, P9_SETATTR_CTIME, P9_SETATTR_GID,
     P9_SETATTR_MODE, P9_SETATTR_MTIME, P9_SETATTR_MTIME_SET, P9_SETATTR_SIZE, P9_SETATTR_UID, Rgetattr,
@@ -49,6 +49,14 @@ impl Session {
         let set = changes(m)?;
         let pin = self.pin(m.fid, libc::EINVAL)?;
         pin.is_object()?;
+        if set.size.is_some() {
+            // As truncate(2). In the mapped modes these are files on the host, and what is in them is not the guest's to cut.
+            match pin.file_type() {
+                FileType::Regular => {}
+                FileType::Directory => return Err(Failure::new(libc::EISDIR)),
+                FileType::Symlink | FileType::Special => return Err(Failure::new(libc::EINVAL)),
+            }
+        }
         if set != SetAttr::default() {
             self.share.setattr(pin.caller(NOGID), &pin.object()?, &set)?;
         }

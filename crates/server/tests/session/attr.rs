@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use server::Limits;
 use testkit::client::Errno;
 use wire::*;
 
@@ -138,4 +139,25 @@ fn a_readonly_share_keeps_its_attributes() {
     assert_eq!(f.client.chmod(1, 0o777), Err(Errno::EROFS));
     assert_eq!(f.client.truncate(1, 0), Err(Errno::EROFS));
     assert_eq!(f.client.stat(1).unwrap().size, 4);
+}
+
+/// In the mapped modes they are regular files on the host.
+#[test]
+fn only_regular_files_have_a_size_to_change() {
+    for model in MODELS {
+        let mut f = Fixture::with(model, Limits::default());
+        f.client.symlink(0, "link", "target", gid()).unwrap();
+        f.client
+            .mknod(0, "fifo", libc::S_IFIFO | 0o644, (0, 0), gid())
+            .unwrap();
+        f.client.walk_all(0, 1, &["link"]).unwrap();
+        f.client.walk_all(0, 2, &["fifo"]).unwrap();
+        for size in [0, 100] {
+            assert_eq!(f.client.truncate(1, size), Err(Errno::EINVAL), "{model:?}");
+            assert_eq!(f.client.truncate(2, size), Err(Errno::EINVAL), "{model:?}");
+            assert_eq!(f.client.truncate(0, size), Err(Errno::EISDIR), "{model:?}");
+        }
+        assert_eq!(f.client.readlink(1).unwrap(), b"target", "{model:?}");
+        assert_eq!(f.client.stat(2).unwrap().size, 0, "{model:?}");
+    }
 }
