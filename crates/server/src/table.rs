@@ -154,6 +154,9 @@ impl Glance<'_> {
     }
 }
 
+/// Which part of the memory is for nothing but xattrs, if they may have so much.
+const XATTRS: usize = 8;
+
 /// Bytes of an xattr's name at most.
 const XATTR_NAME: usize = 256;
 
@@ -482,16 +485,22 @@ impl Tables {
 
     /// Bytes of memory that all this takes.
     pub(crate) fn bytes(&self) -> usize {
-        self.fids.bytes()
-            + self.nodes.bytes()
-            + self.xattrs.bytes()
-            + self.xattrs.len() * XATTR_NAME
-            + self.xattr_bytes
+        self.lasting_bytes() + self.xattrs.bytes() + self.xattrs.len() * XATTR_NAME + self.xattr_bytes
+    }
+
+    /// Those of fids and what they stand for. They are kept for others of these until the session ends.
+    fn lasting_bytes(&self) -> usize {
+        self.fids.bytes() + self.nodes.bytes()
     }
 
     /// Whether there is no room for a fid more and the nodes of a walk. What is full does not grow in any other way, either.
+    ///
+    /// A part of the limit is never theirs: since their memory does not become less, a guest that has once met the limit could
+    /// read no xattr any more, neither an ACL, whatever it gives back.
     fn is_full(&mut self) -> bool {
-        let full = self.bytes() >= self.limits.max_state_bytes;
+        let most = self.limits.max_state_bytes;
+        let for_xattrs = self.limits.max_xattr_bytes.min(most / XATTRS);
+        let full = self.lasting_bytes() >= most - for_xattrs;
         self.nodes.set_full(full);
         full && (self.fids.spare() == 0 || !self.nodes.has_spare())
     }

@@ -107,3 +107,26 @@ fn xattrs_leave_nothing_behind() {
     let once = cycle(&mut f);
     (0..10).for_each(|_| assert_eq!(cycle(&mut f), once));
 }
+
+/// The memory of fids that were given back is for fids, but never all that the session may have.
+#[test]
+fn a_client_that_has_met_the_limit_still_reads_xattrs() {
+    let limits = Limits {
+        max_state_bytes: 2 << 20,
+        ..Limits::default()
+    };
+    let mut f = Fixture::with(host::SecurityModel::Passthrough, limits);
+    let files = 20_000;
+    (1..files).for_each(|at| f.write(&at.to_string(), ""));
+    f.client.setxattr(0, 1, "user.name", b"value", 0).unwrap();
+    for _ in 0..2 {
+        let walked = |fid: &u32| f.client.walk_all(0, *fid, &[fid.to_string()]).is_ok();
+        let fids = (1..files).take_while(walked).count() as u32;
+        assert!(fids < files - 1);
+        (1..=fids).for_each(|fid| f.client.clunk(fid).unwrap());
+        assert_eq!(f.client.getxattr(0, 1, "user.name").unwrap(), b"value");
+    }
+    // There are only so many of them, too.
+    let values = (1..files).take_while(|&fid| f.client.xattrwalk(0, fid, "user.name").is_ok());
+    assert!((100..2000).contains(&values.count()));
+}
