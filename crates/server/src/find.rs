@@ -5,7 +5,7 @@
 //! opened.) The guest's own renames are noted, so it is found after these; see [`Moves`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use host::{Attr, Caller, Identity, Name, Object};
@@ -35,6 +35,13 @@ const STALE: Failure = Failure::new(libc::ESTALE);
 /// microseconds, but a thread may lose its processor in between.
 const PATIENCE: Duration = Duration::from_millis(50);
 
+/// How long, once that was in vain: a guest that renames all the time, and asks for what is gone, would hold up the queue's
+/// thread with every request.
+const IMPATIENCE: Duration = Duration::from_millis(1);
+
+/// For so many of the next. Counted and not timed, so that a machine that stands still for a while changes nothing.
+const IMPATIENT: u32 = 64;
+
 /// How long to wait for descriptors that are being closed.
 const CLOSING: Duration = Duration::from_millis(50);
 
@@ -48,6 +55,8 @@ const PAUSE_MAX: Duration = Duration::from_millis(2);
 pub(crate) struct Moves {
     begun: AtomicU64,
     ended: AtomicU64,
+    /// How many of the next looks are not worth much patience.
+    impatient: AtomicU32,
 }
 
 impl Moves {
@@ -59,6 +68,19 @@ impl Moves {
 
     fn ended(&self) -> u64 {
         self.ended.load(Ordering::SeqCst)
+    }
+
+    /// How long to look for what is not there while renames are under way.
+    fn patience(&self) -> Duration {
+        let left = self.impatient.load(Ordering::Relaxed);
+        // Two threads may count one; it does not matter.
+        self.impatient.store(left.saturating_sub(1), Ordering::Relaxed);
+        if left > 0 { IMPATIENCE } else { PATIENCE }
+    }
+
+    /// Notes that all patience was in vain.
+    fn was_in_vain(&self) {
+        self.impatient.fetch_max(IMPATIENT, Ordering::Relaxed);
     }
 
     /// Whether none has been under way since `ended` was asked.
@@ -160,10 +182,18 @@ impl Session {
             let ended = self.moves.ended();
             match self.look_once(node) {
                 // The looks count as well: a way of thousands of names takes milliseconds.
-                Err(STALE)
-                    if !self.moves.none_since(ended)
-                        && Instant::now() < *until.get_or_insert_with(|| Instant::now() + PATIENCE) =>
-                {
+                Err(STALE) if !self.moves.none_since(ended) => {
+                    let now = Instant::now();
+                    let (end, patience) = *until.get_or_insert_with(|| {
+                        let patience = self.moves.patience();
+                        (now + patience, patience)
+                    });
+                    if now >= end {
+                        if patience == PATIENCE {
+                            self.moves.was_in_vain();
+                        }
+                        return Err(STALE);
+                    }
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
@@ -325,5 +355,23 @@ impl Place<'_> {
         }
         path.extend_from_slice(name.as_bytes());
         (self.base.node(), path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_in_vain_is_not_had_again_soon() {
+        let moves = Moves::default();
+        let _rename = moves.begin();
+        assert!(!moves.none_since(moves.ended()));
+        for _ in 0..2 {
+            assert_eq!((moves.patience(), moves.patience()), (PATIENCE, PATIENCE));
+            moves.was_in_vain();
+            let short = (0..200).filter(|_| moves.patience() == IMPATIENCE).count();
+            assert_eq!(short, IMPATIENT as usize);
+        }
     }
 }
