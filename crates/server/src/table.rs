@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use host::{Caller, FileType, Identity, Object};
-use wire::NOFID;
 
 use crate::capability::Capabilities;
 use crate::dentries::Dentries;
@@ -227,11 +226,11 @@ impl Tables {
         self.epoch
     }
 
-    /// EINVAL when there is a fid `number`, or it is the number that means none.
+    /// EINVAL when there is a fid `number`.
     pub(crate) fn vacant(&self, number: u32) -> Result<(), Failure> {
-        match number == NOFID || self.find(number).is_some() {
-            true => Err(Failure::new(libc::EINVAL)),
-            false => Ok(()),
+        match self.find(number) {
+            Some(_) => Err(Failure::new(libc::EINVAL)),
+            None => Ok(()),
         }
     }
 
@@ -836,18 +835,6 @@ mod tests {
         assert_eq!(tables.turn_xattr(&view, Xattr::default()), gone);
         tables.unpin(&view);
         assert_eq!(tables.pin(7).map(|view| view.state), Some(State::Walked));
-    }
-
-    #[test]
-    fn no_fid_is_no_fid() {
-        let mut tables = tables();
-        let view = tables.pin(7).unwrap();
-        tables.nodes.retain(view.node);
-        let epoch = tables.epoch();
-        assert_eq!(
-            tables.add(NOFID, 0, view.node, epoch),
-            Err(Failure::new(libc::EINVAL))
-        );
     }
 
     #[test]
