@@ -39,7 +39,12 @@ impl Case {
 
     fn with(model: SecurityModel, limits: Limits, change: impl FnOnce(&mut ShareOptions)) -> Case {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = descriptors();
+        // What another test opens for a moment, before its turn, is not to be waited for in the end.
+        let before = (0..5).map(|_| {
+            std::thread::sleep(Duration::from_millis(1));
+            descriptors()
+        });
+        let before = before.min().unwrap_or_default();
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("share")).unwrap();
         fs::create_dir(dir.path().join("outside")).unwrap();
@@ -93,7 +98,7 @@ impl Case {
         until(|| self.f.session.usage() == Usage::default());
         let Case { f, before, .. } = self;
         drop(f);
-        until(|| descriptors() == before);
+        until(|| descriptors() <= before);
     }
 }
 
