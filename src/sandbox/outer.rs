@@ -4,7 +4,7 @@
 //! whatever is wrong with the directory is said before. From then on it reads nothing that the worker, the guest or a
 //! front-end has written; it has one thread, and asks for no memory while it waits.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -74,14 +74,13 @@ pub enum Answer {
 /// Makes a worker of this level. Only with one thread, with [`signals::block`] called before. An error says why there can be
 /// none.
 pub fn start(level: Level, share: &ShareOptions) -> Result<Start, String> {
-    let said = |error: io::Error| reason(&error);
     let namespaces = namespaces(level, share)?;
-    let (ours, theirs) = UnixStream::pair().map_err(said)?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| reason(&error))?;
     let signals = SignalFd::with_flags(
         &signals::of_outer(),
         SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK,
     )
-    .map_err(|error| said(error.into()))?;
+    .map_err(|error| reason(&error.into()))?;
     let ids = (geteuid().as_raw(), getegid().as_raw());
     let made = process::split(namespaces);
     let made = made.map_err(|error| format!("no worker can be made: {}", reason(&error)))?;
