@@ -155,7 +155,7 @@ fn assert_unprivileged(pid: u32, user: u32) {
     }
 }
 
-fn peer_is_qemu() -> bool {
+pub fn peer_is_qemu() -> bool {
     std::env::var_os("VHOST_USER_9P_PEER").is_some_and(|peer| peer == "qemu")
 }
 

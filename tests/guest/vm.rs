@@ -74,6 +74,9 @@ pub fn compile(name: &str) -> Compiled {
 /// A guest to be booted.
 pub struct Vm {
     args: Vec<OsString>,
+    /// QEMU rather than User-Mode Linux, which is many times faster and has none of what QEMU is
+    /// asked for here: a kernel of choice, a second processor, PCI, a monitor, a reboot.
+    qemu: bool,
 }
 
 impl Vm {
@@ -85,6 +88,7 @@ impl Vm {
     pub fn with(backends: &[Backend]) -> Self {
         Vm {
             args: backends.iter().flat_map(Backend::vm_option).collect(),
+            qemu: crate::backend::peer_is_qemu(),
         }
     }
 
@@ -93,12 +97,18 @@ impl Vm {
         self
     }
 
+    /// A guest of QEMU, whose processors are emulated here.
+    pub fn on_qemu(mut self) -> Self {
+        self.qemu = true;
+        self
+    }
+
     pub fn kernel(self, name: &str) -> Self {
-        self.option(&["--kernel", name])
+        self.on_qemu().option(&["--kernel", name])
     }
 
     pub fn cpus(self, n: u32) -> Self {
-        self.option(&["--cpus", &n.to_string()])
+        self.on_qemu().option(&["--cpus", &n.to_string()])
     }
 
     pub fn memory(self, size: &str) -> Self {
@@ -122,11 +132,11 @@ impl Vm {
 
     /// Where QEMU's monitor shall listen.
     pub fn qmp(self, socket: &Path) -> Self {
-        self.option(&["--qmp", &socket.to_string_lossy()])
+        self.on_qemu().option(&["--qmp", &socket.to_string_lossy()])
     }
 
     pub fn allow_reboot(self) -> Self {
-        self.option(&["--allow-reboot"])
+        self.on_qemu().option(&["--allow-reboot"])
     }
 
     /// Puts a file (relative to the repository) into the guest's /root.
@@ -148,6 +158,7 @@ impl Vm {
         let dir = tempfile::tempdir().unwrap();
         let log = fs::File::create(dir.path().join("output")).unwrap();
         let child = Command::new(repository().join("scripts/vm"))
+            .args((!self.qemu).then_some("--uml"))
             .args(self.args)
             .arg("--timeout")
             .arg(TIMEOUT.as_secs().to_string())
@@ -218,18 +229,18 @@ impl Running {
         }
     }
 
-    /// Kills QEMU (SIGKILL: no farewell to the backend) and waits for the script to notice.
+    /// Kills the VMM (SIGKILL: no farewell to the backend) and waits for the script to notice.
     pub fn kill(self) {
         let script = self.child.lock().unwrap().id();
         let killed = descendants(script)
             .into_iter()
             .filter(|pid| {
-                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, b"-initrd"))
+                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, b"initrd") && !contains(&line, b"timeout"))
             })
             .filter(|pid| signal::kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok())
             .count();
         let output = self.wait();
-        assert!(killed > 0, "no QEMU found to kill:\n{}", output.text);
+        assert!(killed > 0, "no VMM found to kill:\n{}", output.text);
         assert!(!output.success, "the job ended by itself:\n{}", output.text);
     }
 }
