@@ -235,7 +235,8 @@ impl Running {
         let killed = descendants(script)
             .into_iter()
             .filter(|pid| {
-                fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| contains(&line, b"initrd") && !contains(&line, b"timeout"))
+                fs::read(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|line| contains(&line, b"initrd") && !contains(&line, b"timeout"))
             })
             .filter(|pid| signal::kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok())
             .count();

@@ -122,7 +122,7 @@ keep() {
         ln -s dir/below/file kept/symlink && ln kept/dir/below/file kept/hardlink && mkdir -m 0751 kept/empty && mkfifo kept/fifo && bytes 300000 k >kept/large
 }
 
-for cache in none mmap loose; do
+for cache in $(cat /root/caches); do
     if ! mount -t 9p -o "trans=virtio,version=9p2000.L,msize=512000,cache=$cache" share /mnt; then
         echo "FAILED - $cache: mount"
         failures=$((failures + 1))
