@@ -104,7 +104,19 @@ impl Context {
     /// Where the object is, for whoever reads the log: below the directory that was asked for, whatever this process sees as
     /// its root directory.
     pub fn shown_path(&self, object: BorrowedFd<'_>) -> Vec<u8> {
-        let path = self.proc.path_of(object).unwrap_or_default();
+        let path = match self.proc.path_of(object) {
+            // No path that long is shown, and no log line would be: who reads it is told the name.
+            Err(e) if sys::errno(&e) == libc::ENAMETOOLONG => {
+                let mut path = self
+                    .root_path
+                    .strip_suffix(b"/")
+                    .unwrap_or(&self.root_path)
+                    .to_vec();
+                path.extend_from_slice("/…".as_bytes());
+                path
+            }
+            path => path.unwrap_or_default(),
+        };
         match path.strip_prefix(&self.root_path[..]) {
             Some(below) => {
                 let mut shown = self.options.directory.as_os_str().as_bytes().to_vec();

@@ -40,7 +40,7 @@ pub use iovec::IoVec;
 pub use mode::ShareMode;
 pub use name::{Name, NameError};
 pub use options::{CheckAccess, FileHandles, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
-pub use share::{DirEntry, Handle, Listing, Object, Opened, Share};
+pub use share::{At, DirEntry, Handle, Listing, Object, Opened, Share};
 pub use shown::Shown;
 pub use surroundings::{MountList, Surroundings};
 pub use sys::close;

@@ -65,7 +65,7 @@ impl MappedFile {
     }
 
     fn kept(&self, gone: &Gone, object: &Object<'_>, stat: &Statx) -> io::Result<Kept> {
-        Ok(match place::load(&self.context, object.path, stat)? {
+        Ok(match place::load(&self.context, object, stat)? {
             Some(kept) => kept,
             None => gone.get(Key::of(stat)),
         })
@@ -85,7 +85,7 @@ impl MappedFile {
         let mut gone = self.alone();
         let proc = self.context.proc();
         let stat = self.context.stat(object)?;
-        match place::find(&self.context, object.path, &stat)? {
+        match place::find(&self.context, object, &stat)? {
             Place::Root => metadata::update(proc, self.context.root(), metadata::ROOT, change)?,
             Place::Named(dir, name) => {
                 let (directory, _) = metadata::make_directory(dir.as_fd())?;
@@ -301,7 +301,7 @@ impl ShareMode for MappedFile {
     fn link(&self, object: &Object<'_>, dir: &Object<'_>, name: &Name) -> io::Result<()> {
         let gone = self.alone();
         let stat = self.context.stat(object)?;
-        let place = place::find(&self.context, object.path, &stat)?;
+        let place = place::find(&self.context, object, &stat)?;
         sys::path::link(self.context.proc(), object.path, dir.path, name.as_c_str())?;
         let share = || {
             let (to, _) = metadata::make_directory(dir.path)?;

@@ -75,8 +75,10 @@ pub trait ShareMode: Send + Sync {
     fn types(&self) -> Option<&Types> {
         None
     }
-    /// Whether the mode finds an object's name from its descriptor. The kernel does not know the name of a file that is
-    /// opened by handle (it does know a directory's), so files keep their descriptors in such a mode.
+    /// Whether the mode keeps something beside an object's name, and finds that from its descriptor unless it is told. The
+    /// kernel does not know the name of a file that is opened by handle (it does know a directory's), so files keep their
+    /// descriptors in such a mode; and it shows no path longer than PATH_MAX: ENAMETOOLONG from `stat`, `identify`,
+    /// `readlink`, `link`, `set_mode` and `set_owner` of an [`At::Unknown`](crate::At::Unknown).
     fn needs_names(&self) -> bool {
         false
     }

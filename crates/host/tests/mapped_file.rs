@@ -2,7 +2,7 @@
 
 mod mapped;
 
-use host::SecurityModel;
+use host::{Attr, SecurityModel};
 use mapped::{Tree, errno, name, of_attr, of_object, seen, unprivileged, what_needs_no_privilege};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -409,7 +409,7 @@ fn names_are_found_whatever_happens_to_them() {
 }
 
 #[test]
-fn paths_longer_than_the_kernel_shows_still_work() {
+fn beyond_path_max_it_takes_the_name() {
     let (_dir, tree) = tree();
     let long = "n".repeat(200);
     let mut at = tree.at("");
@@ -419,15 +419,32 @@ fn paths_longer_than_the_kernel_shows_still_work() {
             .unwrap();
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let next = host::sys::path::open_beneath(at.object().path, name(&long).as_c_str(), flags, 0).unwrap();
-        at.path = next;
-        let attr = tree.of(&at.object());
-        // Deeper than the kernel shows, the host's values show through; nothing fails.
-        assert!(
-            attr.mode == 0o40755 || depth > 15 && attr.mode == 0o40700,
-            "{depth}: {:o}",
-            attr.mode
+        let dir = std::mem::replace(&mut at.path, next);
+        let (right, wrong) = (name(&long), name("other"));
+        let (named, misnamed) = (
+            at.object().at(dir.as_fd(), &right),
+            at.object().at(dir.as_fd(), &wrong),
         );
-        tree.mode.set_mode(&at.object(), 0o40755).unwrap();
+        assert_eq!(tree.of(&named).mode, 0o40755);
+        tree.mode.set_mode(&named, 0o40711).unwrap();
+        assert_eq!(tree.of(&named).mode, 0o40711);
+        // A name that is not the object's is not believed.
+        for object in [at.object(), misnamed] {
+            let mut attr = Attr::default();
+            let stat = tree.mode.stat(&object, &mut attr);
+            let set = tree.mode.set_mode(&object, 0o40711);
+            if depth < 20 - 1 {
+                stat.and(set).unwrap();
+                assert_eq!(attr.mode, 0o40711, "{depth}");
+            } else if depth > 20 {
+                assert_eq!(
+                    (errno(stat), errno(set)),
+                    (libc::ENAMETOOLONG, libc::ENAMETOOLONG)
+                );
+            }
+        }
+        // Moved by the host, say.
+        assert_eq!(tree.of(&at.object().nowhere()).mode, 0o40700);
     }
 }
 
@@ -462,8 +479,9 @@ fn a_new_object_does_not_inherit_from_one_with_its_inode_number() {
             file: None,
             host_type: libc::S_IFREG,
         };
-        let seen = tree.of(&held.object());
-        assert_eq!(seen.mode & libc::S_IFMT, libc::S_IFREG);
+        for object in [held.object().at(at.path.as_fd(), &new), held.object().nowhere()] {
+            assert_eq!(tree.of(&object).mode & libc::S_IFMT, libc::S_IFREG);
+        }
     }
     println!("{again} inode numbers were used again");
 }

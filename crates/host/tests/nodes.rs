@@ -127,6 +127,35 @@ fn open_path(dir: &OwnedFd, name: &CStr) -> OwnedFd {
     }
 }
 
+/// Of what has no path that is ever shown the log still says below which directory it is.
+#[test]
+fn what_is_beyond_path_max_is_shown_below_the_shared_directory() {
+    let dir = tempfile::tempdir_in(fast()).unwrap();
+    let root = OwnedFd::from(std::fs::File::open(dir.path()).unwrap());
+    let options = ShareOptions::new(dir.path(), SecurityModel::Squash);
+    let context = host::Context::new(
+        open_path(&root, c"."),
+        host::Surroundings::here().unwrap(),
+        options,
+    )
+    .unwrap();
+    let shown = |fd: &OwnedFd| String::from_utf8(context.shown_path(fd.as_fd())).unwrap();
+    let top = dir.path().display();
+    let mut at = root.try_clone().unwrap();
+    for depth in 0..2500 {
+        let path = format!("{top}{}", "/d".repeat(depth));
+        match path.len() {
+            ..4095 => assert_eq!(shown(&at), path),
+            4097.. => assert_eq!(shown(&at), format!("{top}/…")),
+            _ => {}
+        }
+        // SAFETY: a constant NUL-terminated name.
+        assert_eq!(unsafe { libc::mkdirat(at.as_raw_fd(), c"d".as_ptr(), 0o755) }, 0);
+        at = open_path(&at, c"d");
+    }
+    fill(at, 2500);
+}
+
 /// To follow the parents up to the root took 100 ms for one `..` from here, and a walk may have sixteen.
 #[test]
 fn the_parent_is_found_without_going_up_to_the_root() {

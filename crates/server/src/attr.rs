@@ -32,7 +32,8 @@ impl Session {
             None => {
                 let pin = self.pin(m.fid, libc::ENOENT)?;
                 pin.is_object()?;
-                self.share.stat(pin.caller(NOGID), &pin.object()?, &mut attr)?;
+                let caller = pin.caller(NOGID);
+                self.named(&pin, |object| self.share.stat(caller, object, &mut attr))?;
             }
         }
         Ok(rgetattr(&attr, self.blksize()))
@@ -58,7 +59,8 @@ impl Session {
             }
         }
         if set != SetAttr::default() {
-            self.share.setattr(pin.caller(NOGID), &pin.object()?, &set)?;
+            let caller = pin.caller(NOGID);
+            self.named(&pin, |object| self.share.setattr(caller, object, &set))?;
         }
         Ok(Rsetattr)
     }

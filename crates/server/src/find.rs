@@ -4,15 +4,16 @@
 //! of birth and file handle; ESTALE otherwise, never another object. (With `--file-handles open` the handle itself is
 //! opened.) The guest's own renames are noted, so it is found after these; see [`Moves`].
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use host::{Attr, Caller, Identity, Name, Object};
+use host::{Caller, Identity, Name, Object};
 
 use crate::failure::Failure;
 use crate::nodes::{Known, Same, Start};
-use crate::pin::{NOGID, NodePin, Raw};
+use crate::pin::{NOGID, NodePin, Pin, Raw};
 use crate::session::Session;
 
 /// Most names from a directory with a descriptor or a handle to an evicted node. Each takes the thread some microseconds, and
@@ -177,10 +178,15 @@ impl Session {
     }
 
     fn look(&self, node: u32) -> Result<OwnedFd, Failure> {
+        self.patiently(|| self.look_once(node))
+    }
+
+    /// Tries `work` again for a while that finds nothing where it looks (ESTALE) while the guest's renames are under way.
+    fn patiently<R>(&self, mut work: impl FnMut() -> Result<R, Failure>) -> Result<R, Failure> {
         let (mut until, mut pause) = (None, PAUSE);
         loop {
             let ended = self.moves.ended();
-            match self.look_once(node) {
+            match work() {
                 // The looks count as well: a way of thousands of names takes milliseconds.
                 Err(STALE) if !self.moves.none_since(ended) => {
                     let now = Instant::now();
@@ -280,6 +286,72 @@ impl Session {
         here.ok_or(STALE)
     }
 
+    /// Does `work` on the pinned fid's object, in a mode that keeps something beside its name too: where the kernel shows no
+    /// path for want of room (PATH_MAX), `work` is done once more with the name that is known here. Where that is not the
+    /// object's any more it has none that could be found, and what was kept beside it does not count.
+    ///
+    /// `work` that fails in this way has had no effect that it has not again.
+    #[inline]
+    pub(crate) fn named<R>(
+        &self,
+        pin: &Pin<'_>,
+        mut work: impl FnMut(&Object<'_>) -> io::Result<R>,
+    ) -> Result<R, Failure> {
+        match work(&pin.object()?) {
+            Err(error) if self.share.lacks_name(&error) => self.named_here(pin, &mut work),
+            other => Ok(other?),
+        }
+    }
+
+    #[cold]
+    fn named_here<R>(
+        &self,
+        pin: &Pin<'_>,
+        work: &mut dyn FnMut(&Object<'_>) -> io::Result<R>,
+    ) -> Result<R, Failure> {
+        let object = pin.object()?;
+        let worked = self.patiently(|| {
+            let place = self.known_place(pin.view().node)?;
+            match work(&object.at(place.object().path, &place.name)) {
+                Err(error) if self.share.lacks_name(&error) => Err(STALE),
+                other => Ok(other?),
+            }
+        });
+        match worked {
+            Err(STALE) => Ok(work(&object.nowhere())?),
+            other => other,
+        }
+    }
+
+    /// Where the object of a pinned node was when that was last heard of. ESTALE when its directory is not there any more,
+    /// ENFILE when there was no memory to note it.
+    fn known_place(&self, node: u32) -> Result<Place<'_>, Failure> {
+        let place = self.with(|tables| tables.nodes.place(node));
+        let (parent, path) = place.ok_or(Failure::new(libc::ENFILE))?;
+        self.place_of(parent, &path)
+    }
+
+    /// The directory that all names but the last of `path` lead to from the node `parent`, and that name.
+    fn place_of(&self, parent: u32, path: &[u8]) -> Result<Place<'_>, Failure> {
+        let base = self.pin_node(parent)?;
+        let (above, name) = match path.iter().rposition(|&b| b == b'/') {
+            Some(at) => (Some(&path[..at]), &path[at + 1..]),
+            None => (None, path),
+        };
+        let dir = match above {
+            Some(above) => Some(self.descend(base.path(), above)?.0),
+            None => None,
+        };
+        let name = Name::new(name).map_err(|_| STALE)?;
+        let above = above.unwrap_or_default().to_vec();
+        Ok(Place {
+            base,
+            dir,
+            above,
+            name,
+        })
+    }
+
     /// Where the object of a pinned node is: its directory and its name there, checked to lead to this object.
     /// EBUSY for the root, ESTALE when it is not there any more. EOPNOTSUPP for an object with hard links that was
     /// walked to by several names: which of them this fid came by is not kept, and another one's must not be taken.
@@ -291,33 +363,16 @@ impl Session {
             (tables.nodes.place(node), tables.nodes.known(node), several)
         });
         let (parent, path) = place.ok_or(Failure::new(libc::EBUSY))?;
-        let base = self.pin_node(parent)?;
-        let (above, name) = match path.iter().rposition(|&b| b == b'/') {
-            Some(at) => (Some(&path[..at]), &path[at + 1..]),
-            None => (None, &path[..]),
-        };
-        let dir = match above {
-            Some(above) => Some(self.descend(base.path(), above)?.0),
-            None => None,
-        };
-        let name = Name::new(name).map_err(|_| STALE)?;
-        let above = above.unwrap_or_default().to_vec();
-        let place = Place {
-            base,
-            dir,
-            above,
-            name,
-        };
+        let place = self.place_of(parent, &path)?;
         self.still_inside(&place.object())?;
-        let (found, id) = self.share.lookup(caller, &place.object(), &name)?;
+        let (found, id) = self.share.lookup(caller, &place.object(), &place.name)?;
         if !known.is_some_and(|known| self.is(&known, found.as_fd(), &id)) {
             return Err(STALE);
         }
         if several && id.host_type != libc::S_IFDIR {
             let object = Object::by_path(found.as_fd(), id.host_type);
-            let mut attr = Attr::default();
-            self.share.stat(caller, &object, &mut attr)?;
-            if attr.nlink > 1 {
+            let (_, names) = self.share.stored(caller, &object)?;
+            if names > 1 {
                 return Err(Failure::new(libc::EOPNOTSUPP));
             }
         }

@@ -241,7 +241,8 @@ impl Session {
             return Ok(true);
         }
         let mut attr = Attr::default();
-        self.share.stat(pin.caller(NOGID), &pin.object()?, &mut attr)?;
+        let caller = pin.caller(NOGID);
+        self.named(pin, |object| self.share.stat(caller, object, &mut attr))?;
         Ok(attr.size == offset)
     }
 

@@ -22,8 +22,8 @@ impl Session {
         let dir = self.pin(m.dfid, libc::ENOENT)?;
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
-        self.share
-            .link(dir.caller(NOGID), &pin.object()?, &dir.directory()?, &name)?;
+        let (caller, target) = (dir.caller(NOGID), dir.directory()?);
+        self.named(&pin, |object| self.share.link(caller, object, &target, &name))?;
         Ok(Rlink)
     }
 
@@ -55,7 +55,8 @@ impl Session {
         let pin = self.pin(m.fid, libc::ENOENT)?;
         pin.is_object()?;
         let target = room(&mut scratch.entries, PATH_MAX);
-        let len = self.share.readlink(pin.caller(NOGID), &pin.object()?, target)?;
+        let caller = pin.caller(NOGID);
+        let len = self.named(&pin, |object| self.share.readlink(caller, object, target))?;
         let message = Rreadlink {
             target: target.get(..len).unwrap_or_default(),
         };

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use host::FileType;
+use host::{FileType, Object};
 use wire::{
     IOHDRSZ, P9_DOTL_ACCMODE, P9_DOTL_APPEND, P9_DOTL_DIRECTORY, P9_DOTL_DSYNC, P9_DOTL_EXCL,
     P9_DOTL_NOATIME, P9_DOTL_RDONLY, P9_DOTL_RDWR, P9_DOTL_SYNC, P9_DOTL_TRUNC, P9_DOTL_WRONLY, Rlcreate,
@@ -101,18 +101,19 @@ impl Session {
             FileType::Special => return Err(Failure::new(libc::ENXIO)),
         };
         self.has_room(held, libc::EMFILE)?;
-        let (caller, object) = (pin.caller(NOGID), pin.object()?);
+        let caller = pin.caller(NOGID);
         let flags = flags | append(how);
         let try_append = how.append && how.writes && !how.always;
         // Told of the open file, not of what has the name now. Version 0 would turn Linux's page cache off for this file
         // (`v9fs_fid_add_modes`); `host` never gives that.
-        let opened = match self.share.open_and_tell(caller, &object, flags, try_append) {
+        let open = |object: &Object<'_>| self.share.open_and_tell(caller, object, flags, try_append);
+        let opened = match self.named(&pin, open) {
             Ok(opened) => opened,
-            Err(error) => {
+            Err(failure) => {
                 if m.flags & P9_DOTL_ACCMODE == P9_DOTL_RDWR {
                     self.with(|tables| tables.refuse(pin.view()));
                 }
-                return Err(error.into());
+                return Err(failure);
             }
         };
         how.always = opened.appends;

@@ -6,7 +6,7 @@
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::{MutexGuard, PoisonError};
 
-use host::{Caller, FileType, Object};
+use host::{At, Caller, FileType, Object};
 use wire::MAXWELEM;
 
 use crate::failure::Failure;
@@ -208,6 +208,7 @@ impl Pin<'_> {
             // SAFETY: as above.
             file: self.view.file().map(|file| unsafe { file.borrow() }),
             host_type: self.view.host_type,
+            at: At::Unknown,
         })
     }
 

@@ -1,8 +1,11 @@
-//! From a descriptor to a name: metadata are kept by name, and all we have of an object is a descriptor.
+//! From a descriptor to a name: metadata are kept by name, and most often all we have of an object is a descriptor.
 //!
 //! The kernel knows the name: the magic link of the descriptor shows the path, that of the shared directory shows
 //! how much of it to take away. Both follow renames by anybody. What they show may be out of date a moment later
 //! (this mode's lock excludes that for renames by its own guest) and ends in " (deleted)" when the name is gone.
+//!
+//! No path is shown that is longer than PATH_MAX, though names lead there one by one as anywhere. Then it takes the name
+//! that the object was walked to by ([`At::In`]), which is looked at first where it is known anyway.
 
 use std::ffi::CStr;
 use std::io;
@@ -11,8 +14,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::metadata;
 use crate::context::Context;
 use crate::name::Name;
-use crate::sys::attr::Statx;
-use crate::sys::{self, FdName, errno};
+use crate::share::{At, Object};
+use crate::sys::attr::{Record, Statx};
+use crate::sys::{self, FdName, error};
 use crate::virtfs::Kept;
 
 const PATH_MAX: usize = libc::PATH_MAX as usize;
@@ -33,21 +37,18 @@ pub enum Place {
 }
 
 /// The path of the object below the shared directory, empty for that directory itself; `None` when the kernel shows
-/// none there: the object was moved out of the share, or the path is longer than a page.
+/// none there: the object was moved out of the share. ENAMETOOLONG when it is longer than what is shown.
 fn below<'r>(context: &Context, fd: BorrowedFd<'_>, room: &'r mut Room) -> io::Result<Option<&'r [u8]>> {
     let mut root = [0; PATH_MAX];
     let link = |fd, room: &mut Room| {
-        let len = sys::path::read_link(context.proc().dir(), FdName::new(fd).as_c_str(), room);
+        let len = sys::path::read_link(context.proc().dir(), FdName::new(fd).as_c_str(), room)?;
         match len {
-            Err(e) if errno(&e) == libc::ENAMETOOLONG => Ok(None),
-            // A path that fills the room may have been cut.
-            Ok(len) => Ok((len < PATH_MAX).then_some(len)),
-            Err(e) => Err(e),
+            // It may have been cut.
+            PATH_MAX.. => Err(error(libc::ENAMETOOLONG)),
+            len => Ok(len),
         }
     };
-    let (Some(root_len), Some(len)) = (link(context.root(), &mut root)?, link(fd, room)?) else {
-        return Ok(None);
-    };
+    let (root_len, len) = (link(context.root(), &mut root)?, link(fd, room)?);
     let mut root = root.get(..root_len).unwrap_or_default();
     if root == b"/" {
         root = b"";
@@ -91,8 +92,10 @@ fn open_directory(context: &Context, path: &[u8]) -> io::Result<Option<OwnedFd>>
     }
 }
 
-fn same(a: &Statx, b: &Statx) -> bool {
-    (a.stx_dev_major, a.stx_dev_minor, a.stx_ino) == (b.stx_dev_major, b.stx_dev_minor, b.stx_ino)
+/// Whether `name` in `dir` is the object of `stat`.
+fn is_there(dir: BorrowedFd<'_>, name: &Name, stat: &Statx) -> io::Result<bool> {
+    let there = metadata::there(sys::attr::stat_at(dir, name.as_c_str()))?;
+    Ok(there.is_some_and(|there| (there.dev(), there.stx_ino) == (stat.dev(), stat.stx_ino)))
 }
 
 /// Directory and name of `path`, if that is the object of `stat` indeed.
@@ -104,26 +107,28 @@ fn named(context: &Context, stat: &Statx, path: &[u8]) -> io::Result<Option<Plac
     let Some(dir) = open_directory(context, dir)? else {
         return Ok(None);
     };
-    Ok(
-        match metadata::there(sys::attr::stat_at(dir.as_fd(), name.as_c_str()))? {
-            Some(there) if same(&there, stat) => Some(Place::Named(dir, name)),
-            _ => None,
-        },
-    )
+    Ok(is_there(dir.as_fd(), &name, stat)?.then_some(Place::Named(dir, name)))
 }
 
-/// Finds the name of the object of `stat`, which `fd` names.
-pub fn find(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<Place> {
+/// Finds the name of the object of `stat`. ENAMETOOLONG: see [`At::Unknown`].
+pub fn find(context: &Context, object: &Object<'_>, stat: &Statx) -> io::Result<Place> {
     if context.is_root(stat) {
         return Ok(Place::Root);
+    }
+    if stat.stx_nlink == 0 {
+        return Ok(Place::Nameless);
+    }
+    match object.at {
+        At::In(dir, name) if is_there(dir, name, stat)? => {
+            return Ok(Place::Named(dir.try_clone_to_owned()?, *name));
+        }
+        At::Nowhere => return Ok(Place::Nameless),
+        _ => {}
     }
     let mut room = [0; PATH_MAX];
     // Somebody else may be renaming just now: the next look sees the new name.
     for _ in 0..4 {
-        if stat.stx_nlink == 0 {
-            break;
-        }
-        let Some(path) = below(context, fd, &mut room)?.filter(|path| !path.is_empty()) else {
+        let Some(path) = below(context, object.path, &mut room)?.filter(|path| !path.is_empty()) else {
             break;
         };
         if let Some(place) = named(context, stat, path)? {
@@ -137,17 +142,32 @@ pub fn find(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<P
     Ok(Place::Nameless)
 }
 
-/// What is kept of the object of `stat`, which `fd` names; `None` when it has no name. The short way for reading: one
-/// open instead of two, and the name is trusted unless it looks deleted.
-pub fn load(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<Option<Kept>> {
+/// What the metadata file `path` below `dir` says.
+fn load_below(context: &Context, dir: BorrowedFd<'_>, path: &CStr) -> io::Result<Kept> {
+    let file = metadata::there(context.proc().open_file_below(dir, path, libc::O_RDONLY))?;
+    Ok(file.map_or(Kept::NOTHING, |file| metadata::read(file.as_fd())))
+}
+
+/// What is kept of the object of `stat`; `None` when it has no name. The short way for reading: one open instead of two,
+/// and a name that the kernel shows is trusted unless it looks deleted. ENAMETOOLONG: see [`At::Unknown`].
+pub fn load(context: &Context, object: &Object<'_>, stat: &Statx) -> io::Result<Option<Kept>> {
     if context.is_root(stat) {
         return metadata::load(context.proc(), context.root(), metadata::ROOT).map(Some);
     }
-    let mut room = [0; PATH_MAX];
     if stat.stx_nlink == 0 {
         return Ok(None);
     }
-    let Some(path) = below(context, fd, &mut room)?.filter(|path| !path.is_empty()) else {
+    let mut room = [0; PATH_MAX];
+    match object.at {
+        At::In(dir, name) if is_there(dir, name, stat)? => {
+            let pieces = [metadata::DIRECTORY.to_bytes(), b"/", name.as_bytes()];
+            let path = join(&mut room, &pieces).unwrap_or_default();
+            return load_below(context, dir, path).map(Some);
+        }
+        At::Nowhere => return Ok(None),
+        _ => {}
+    }
+    let Some(path) = below(context, object.path, &mut room)?.filter(|path| !path.is_empty()) else {
         return Ok(None);
     };
     let (dir, name) = split(path);
@@ -157,16 +177,9 @@ pub fn load(context: &Context, fd: BorrowedFd<'_>, stat: &Statx) -> io::Result<O
     if let Some(whole) = join(&mut whole, &pieces)
         && !path.ends_with(DELETED)
     {
-        let file = metadata::there(
-            context
-                .proc()
-                .open_file_below(context.root(), whole, libc::O_RDONLY),
-        )?;
-        return Ok(Some(
-            file.map_or(Kept::NOTHING, |file| metadata::read(file.as_fd())),
-        ));
+        return load_below(context, context.root(), whole).map(Some);
     }
-    match find(context, fd, stat)? {
+    match find(context, object, stat)? {
         Place::Named(dir, name) => match metadata::directory(dir.as_fd())? {
             Some(directory) => metadata::load(context.proc(), directory.as_fd(), name.as_c_str()).map(Some),
             None => Ok(Some(Kept::NOTHING)),

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
-use super::{Object, Share};
+use super::{At, Object, Share};
 use crate::attr::{Caller, FileType, Identity};
 use crate::explain::DEVICE;
 use crate::name::Name;
@@ -69,8 +69,13 @@ impl Share {
             path: path.as_fd(),
             file: Some(file.as_fd()),
             host_type: libc::S_IFREG,
+            at: At::In(dir.path, name),
         };
-        let id = self.mode.identify(&object)?;
+        let id = match self.mode.identify(&object) {
+            // Somebody has taken the name from it already.
+            Err(e) if self.lacks_name(&e) => self.mode.identify(&object.nowhere()),
+            id => id,
+        }?;
         Ok((path, file, id))
     }
 

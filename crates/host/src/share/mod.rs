@@ -46,6 +46,21 @@ pub struct Object<'a> {
     pub file: Option<BorrowedFd<'a>>,
     /// `S_IFMT` bits of the host object.
     pub host_type: u32,
+    /// Where it has its name, for a mode that keeps something beside that.
+    pub at: At<'a>,
+}
+
+/// What is known of an object's name. Only where [`Share::needs_names`] does it matter.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum At<'a> {
+    /// Nothing: the kernel is asked for the path of its descriptor, which it shows up to PATH_MAX. From there on the
+    /// operation fails with ENAMETOOLONG, and is to be asked for again with the name.
+    #[default]
+    Unknown,
+    /// It had this name in this directory. It is looked at whether that is still so; if not, as `Unknown`.
+    In(BorrowedFd<'a>, &'a Name),
+    /// It has no name that anybody knows.
+    Nowhere,
 }
 
 impl<'a> Object<'a> {
@@ -55,6 +70,21 @@ impl<'a> Object<'a> {
             path,
             file: None,
             host_type,
+            at: At::Unknown,
+        }
+    }
+
+    /// The same, at `name` in `dir`.
+    pub fn at(self, dir: BorrowedFd<'a>, name: &'a Name) -> Object<'a> {
+        let at = At::In(dir, name);
+        Object { at, ..self }
+    }
+
+    /// The same, without a name.
+    pub fn nowhere(self) -> Object<'a> {
+        Object {
+            at: At::Nowhere,
+            ..self
         }
     }
 }
@@ -176,6 +206,13 @@ impl Share {
     /// answers. Becomes true when the first object of such a file system is seen, and stays so.
     pub fn may_hang(&self) -> bool {
         self.context.may_hang()
+    }
+
+    /// Whether the mode keeps something beside an object's name, so that operations on an object may fail for want of it:
+    /// [`At::Unknown`].
+    #[inline]
+    pub fn needs_names(&self) -> bool {
+        self.mode.needs_names()
     }
 
     fn ids(&self) -> &IdMaps {

@@ -10,6 +10,9 @@ use crate::name::Name;
 use crate::sys;
 use crate::sys::attr::Record;
 
+/// How often a name is looked up again that is another object's by the time that this one is looked at.
+const RACES: usize = 8;
+
 /// The type of an object that nobody has looked at yet; [`crate::ShareMode::identify`] finds out.
 const UNKNOWN: u32 = 0;
 
@@ -165,9 +168,26 @@ impl Share {
     /// `lookup` with the rights the thread has now.
     pub(super) fn find(&self, dir: &Object<'_>, name: &Name) -> io::Result<(OwnedFd, Identity)> {
         self.allowed(name)?;
-        let path = self.context.lookup(dir.path, name.as_c_str())?;
-        let id = self.mode.identify(&Object::by_path(path.as_fd(), UNKNOWN))?;
-        Ok((path, id))
+        let mut races = RACES;
+        loop {
+            let path = self.context.lookup(dir.path, name.as_c_str())?;
+            let object = Object::by_path(path.as_fd(), UNKNOWN);
+            races -= 1;
+            let id = match races {
+                0 => self.mode.identify(&object.nowhere()),
+                _ => self.mode.identify(&object.at(dir.path, name)),
+            };
+            match id {
+                // Another object has the name by now, where no path tells what has become of this one.
+                Err(e) if races > 0 && self.lacks_name(&e) => {}
+                id => return id.map(|id| (path, id)),
+            }
+        }
+    }
+
+    /// Whether an operation on an object of the mode's failed for want of its name: see [`At::Unknown`](crate::At::Unknown).
+    pub fn lacks_name(&self, error: &io::Error) -> bool {
+        self.needs_names() && sys::errno(error) == libc::ENAMETOOLONG
     }
 
     fn identify_as(&self, op: &'static str, caller: Caller, fd: &OwnedFd, kind: u32) -> io::Result<Identity> {

@@ -29,6 +29,7 @@ pub struct Node {
 impl Node {
     pub fn object(&self) -> Object<'_> {
         Object {
+            at: host::At::Unknown,
             path: self.path.as_fd(),
             file: self.file.as_ref().map(|f| f.as_fd()),
             host_type: self.id.host_type,

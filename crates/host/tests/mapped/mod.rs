@@ -35,6 +35,7 @@ pub struct Held {
 impl Held {
     pub fn object(&self) -> Object<'_> {
         Object {
+            at: host::At::Unknown,
             path: self.path.as_fd(),
             file: self.file.as_ref().map(AsFd::as_fd),
             host_type: self.host_type,

@@ -17,6 +17,7 @@ mod io;
 mod link;
 mod listing;
 mod lock;
+mod long_paths;
 mod open;
 mod statfs;
 mod version;
