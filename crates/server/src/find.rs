@@ -56,6 +56,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(2);
 pub(crate) struct Moves {
     begun: AtomicU64,
     ended: AtomicU64,
+    /// Who looks for something and has not found it while renames were under way: further renames wait. Without that
+    /// a guest that renames all the time would leave no moment to look in.
+    looking: AtomicU32,
     /// How many of the next looks are not worth much patience.
     impatient: AtomicU32,
 }
@@ -63,8 +66,26 @@ pub(crate) struct Moves {
 impl Moves {
     /// A rename begins; it ends, and has been noted, when the guard is dropped.
     pub(crate) fn begin(&self) -> Move<'_> {
+        if self.looking.load(Ordering::SeqCst) > 0 {
+            self.wait_for_lookers();
+        }
         self.begun.fetch_add(1, Ordering::SeqCst);
         Move(self)
+    }
+
+    /// No longer than anybody looks.
+    #[cold]
+    fn wait_for_lookers(&self) {
+        let end = Instant::now() + PATIENCE;
+        while self.looking.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+    }
+
+    /// Holds back the renames that are yet to begin.
+    fn look(&self) -> Looking<'_> {
+        self.looking.fetch_add(1, Ordering::SeqCst);
+        Looking(self)
     }
 
     fn ended(&self) -> u64 {
@@ -96,6 +117,15 @@ pub(crate) struct Move<'m>(&'m Moves);
 impl Drop for Move<'_> {
     fn drop(&mut self) {
         self.0.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A look for what was not found at once.
+struct Looking<'m>(&'m Moves);
+
+impl Drop for Looking<'_> {
+    fn drop(&mut self) {
+        self.0.looking.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -183,7 +213,7 @@ impl Session {
 
     /// Tries `work` again for a while that finds nothing where it looks (ESTALE) while the guest's renames are under way.
     fn patiently<R>(&self, mut work: impl FnMut() -> Result<R, Failure>) -> Result<R, Failure> {
-        let (mut until, mut pause) = (None, PAUSE);
+        let (mut until, mut pause, mut looking) = (None, PAUSE, None);
         loop {
             let ended = self.moves.ended();
             match work() {
@@ -200,6 +230,7 @@ impl Session {
                         }
                         return Err(STALE);
                     }
+                    looking.get_or_insert_with(|| self.moves.look());
                     std::thread::sleep(pause);
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
