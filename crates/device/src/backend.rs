@@ -207,6 +207,11 @@ impl Backend {
         self.protocol.is_none_or(|protocol| protocol.contains(feature))
     }
 
+    /// Whether the guest can read the mount tag, as far as is known.
+    pub fn has_tag(&self) -> bool {
+        self.has(VhostUserProtocolFeatures::CONFIG)
+    }
+
     /// Guest memory is these mappings from now on.
     #[cfg(feature = "fuzzing")]
     pub fn set_mappings(&mut self, mappings: Vec<vm_memory::GuestRegionMmap>) -> Result<()> {
@@ -284,7 +289,7 @@ impl VhostUserBackendReqHandlerMut for Backend {
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        if self.has(VhostUserProtocolFeatures::CONFIG) {
+        if self.has_tag() {
             return Ok(FEATURES);
         }
         // Linux reads the tag where nothing answers, and crashes on what it gets.
@@ -410,6 +415,11 @@ impl VhostUserBackendReqHandlerMut for Backend {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         check_queue(index)?;
+        if !self.vring.is_enabled() {
+            // User-Mode Linux resets a queue with SET_VRING_ENABLE alone: what still waits is of a ring that is gone.
+            self.quiesce()?;
+            self.pool.reset();
+        }
         self.vring.set_next_avail(base as u16);
         Ok(())
     }

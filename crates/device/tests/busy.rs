@@ -271,7 +271,7 @@ fn a_lock_that_waits_is_granted_when_the_host_lets_go() {
 
 #[test]
 fn stopping_drains_what_was_taken() {
-    for vmm in Vmm::ALL {
+    for vmm in Vmm::STOPPING {
         let rig = Rig::new();
         let (mut machine, bytes) = opened(&rig, &wide(vmm), 1 << 20);
         for _ in 0..10 {
@@ -316,7 +316,7 @@ fn stopping_drains_what_was_taken() {
 
 #[test]
 fn stopping_answers_a_lock_that_waits() {
-    for vmm in Vmm::ALL {
+    for vmm in Vmm::STOPPING {
         let rig = Rig::new();
         let (mut machine, _file) = locked_by_host(&rig);
         let token = machine
@@ -331,6 +331,29 @@ fn stopping_answers_a_lock_that_waits() {
         assert!(reply.is_empty() || status(&reply) == P9_LOCK_BLOCKED);
         machine.cont(base).expect("cont");
         assert_alive(&mut machine, &rig.share());
+    }
+}
+
+#[test]
+fn a_lock_that_waits_is_not_answered_on_the_ring_after_a_reset() {
+    for vmm in Vmm::ALL {
+        let rig = Rig::new();
+        let (mut machine, file) = locked_by_host(&rig);
+        drop(machine);
+        machine = rig.boot(vmm);
+        machine.client.walk_all(0, 1, &["file"]).expect("walk");
+        machine.client.lopen(1, P9_DOTL_RDWR).expect("open");
+        let message = frame(blocking_lock(), 500);
+        machine.client.transport().send(&message, &[], 4096);
+        assert_alive(&mut machine, &rig.share());
+        machine.reset_queue().expect("reset");
+        drop(file);
+        machine.client.version(8192).expect("version");
+        machine.client.attach(0, wire::NONUNAME).expect("attach");
+        assert_alive(&mut machine, &rig.share());
+        std::thread::sleep(Duration::from_millis(50));
+        let ring = machine.ring();
+        assert_eq!(ring.used_index(), ring.available_index(), "{vmm:?}");
     }
 }
 

@@ -422,7 +422,7 @@ fn slices_are_longer_while_nothing_small_comes() {
 
 #[test]
 fn stopping_waits_for_what_runs_and_answers_what_waits() {
-    for vmm in Vmm::ALL {
+    for vmm in Vmm::STOPPING {
         let mut scene = scene(vmm, 2);
         let mut sent = vec![(1, scene.slow(1)), (2, scene.slow(2))];
         scene.until_begun(2);

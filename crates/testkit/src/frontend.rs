@@ -1,6 +1,6 @@
 //! Front-ends: who attaches the device, in that one's own order of messages.
 
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -36,11 +36,25 @@ pub enum Vmm {
     CloudHypervisor,
     /// crosvm: nothing is ever acknowledged.
     Crosvm,
+    /// libkrun: nothing is ever acknowledged, SET_OWNER comes each time the driver starts the queue, and the queue is
+    /// never asked where it stopped.
+    Libkrun,
+    /// User-Mode Linux, whose kernel is the front-end: everything is acknowledged, the call descriptor is a socket, the
+    /// configuration is read from its beginning every time, and the queue is never asked where it stopped.
+    Uml,
 }
 
 impl Vmm {
     /// All of them.
-    pub const ALL: [Vmm; 3] = [Vmm::Qemu, Vmm::CloudHypervisor, Vmm::Crosvm];
+    pub const ALL: [Vmm; 5] = [
+        Vmm::Qemu,
+        Vmm::CloudHypervisor,
+        Vmm::Crosvm,
+        Vmm::Libkrun,
+        Vmm::Uml,
+    ];
+    /// Those that stop a queue with GET_VRING_BASE and go on from there.
+    pub const STOPPING: [Vmm; 3] = [Vmm::Qemu, Vmm::CloudHypervisor, Vmm::Crosvm];
 
     /// The protocol features it takes when the back-end offers them.
     pub fn protocol_mask(self) -> u64 {
@@ -58,6 +72,8 @@ impl Vmm {
                     | BACKEND_REQ
             }
             Vmm::Crosvm => CONFIG | MQ | BACKEND_REQ | DEVICE_STATE | REPLY_ACK,
+            Vmm::Libkrun => CONFIG | MQ,
+            Vmm::Uml => CONFIG | BACKEND_REQ | REPLY_ACK,
         }
     }
 }
@@ -74,16 +90,18 @@ pub struct Frontend {
     backend_channel: Option<UnixStream>,
     kick: Arc<EventFd>,
     call: EventFd,
+    /// What is used in place of `call` by User-Mode Linux: its end and the back-end's.
+    call_socket: Option<(UnixStream, UnixStream)>,
     err: EventFd,
     /// Whether the queue was set up since the connection began (QEMU then keeps its memory table).
     mapped: bool,
 }
 
-/// An eventfd as this front-end makes them: crosvm's block.
+/// An eventfd as this front-end makes them: crosvm's and User-Mode Linux's block.
 fn event(vmm: Vmm) -> io::Result<EventFd> {
     let flags = match vmm {
-        Vmm::Qemu | Vmm::CloudHypervisor => EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-        Vmm::Crosvm => EfdFlags::EFD_CLOEXEC,
+        Vmm::Qemu | Vmm::CloudHypervisor | Vmm::Libkrun => EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+        Vmm::Crosvm | Vmm::Uml => EfdFlags::EFD_CLOEXEC,
     };
     Ok(EventFd::from_flags(flags)?)
 }
@@ -106,13 +124,34 @@ impl Frontend {
             kick: Arc::new(event(vmm)?),
             call: event(vmm)?,
             err: event(vmm)?,
+            call_socket: None,
             mapped: false,
         };
-        match vmm {
-            Vmm::Qemu => frontend.realize_qemu()?,
-            Vmm::CloudHypervisor | Vmm::Crosvm => frontend.realize_rust()?,
-        }
+        frontend.realize()?;
         Ok(frontend)
+    }
+
+    fn realize(&mut self) -> io::Result<()> {
+        match self.vmm {
+            Vmm::Qemu => self.realize_qemu(),
+            Vmm::CloudHypervisor | Vmm::Crosvm => self.realize_rust(),
+            Vmm::Libkrun => {
+                self.negotiate()?;
+                self.queue_num().map(drop)
+            }
+            Vmm::Uml => {
+                self.own()?;
+                self.negotiate()?;
+                match self.has(protocol::BACKEND_REQ) {
+                    true => self.give_channel(true),
+                    false => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn own(&self) -> io::Result<()> {
+        self.socket.tell(Code::SetOwner, Body::new(), &[], false)
     }
 
     fn negotiate(&mut self) -> io::Result<()> {
@@ -123,8 +162,12 @@ impl Frontend {
         let offered = self.socket.ask_u64(Code::GetProtocolFeatures, false)?;
         self.protocol = offered & self.vmm.protocol_mask();
         let body = Body::new().u64(self.protocol);
-        self.socket.tell(Code::SetProtocolFeatures, body, &[], false)?;
-        self.socket.reply_ack = self.protocol & protocol::REPLY_ACK != 0 && self.vmm != Vmm::Crosvm;
+        let reply_ack = self.has(protocol::REPLY_ACK) && self.vmm != Vmm::Crosvm;
+        // User-Mode Linux has this very message acknowledged.
+        let early = self.vmm == Vmm::Uml;
+        self.socket.reply_ack = reply_ack && early;
+        self.socket.tell(Code::SetProtocolFeatures, body, &[], early)?;
+        self.socket.reply_ack = reply_ack;
         Ok(())
     }
 
@@ -139,7 +182,7 @@ impl Frontend {
         if self.has(protocol::BACKEND_REQ) {
             self.give_channel(true)?;
         }
-        self.socket.tell(Code::SetOwner, Body::new(), &[], false)?;
+        self.own()?;
         self.features = self.socket.ask_u64(Code::GetFeatures, false)?;
         self.socket
             .vring_fd(Code::SetVringCall, Some(self.call.as_fd()), true)?;
@@ -148,7 +191,7 @@ impl Frontend {
     }
 
     fn realize_rust(&mut self) -> io::Result<()> {
-        self.socket.tell(Code::SetOwner, Body::new(), &[], false)?;
+        self.own()?;
         self.negotiate()?;
         if self.vmm == Vmm::Crosvm && self.has(protocol::BACKEND_REQ) {
             self.give_channel(false)?;
@@ -223,14 +266,22 @@ impl Frontend {
         if missing {
             return Err(io::Error::other("the back-end lacks a feature of this ring"));
         }
-        let ack = self.vmm == Vmm::CloudHypervisor;
-        self.socket
-            .tell(Code::SetFeatures, Body::new().u64(features), &[], ack)?;
-        self.send_memory()?;
+        let ack = matches!(self.vmm, Vmm::CloudHypervisor | Vmm::Uml);
+        let body = Body::new().u64(features);
+        if self.vmm == Vmm::Libkrun {
+            self.own()?;
+            self.send_memory()?;
+            self.socket.tell(Code::SetFeatures, body, &[], ack)?;
+        } else {
+            self.socket.tell(Code::SetFeatures, body, &[], ack)?;
+            self.send_memory()?;
+        }
         // As in a guest that polls: the device may signal, nobody has to listen.
         match self.vmm {
             Vmm::Qemu => self.start_qemu(ring, base)?,
             Vmm::CloudHypervisor | Vmm::Crosvm => self.start_rust(ring, base, ack)?,
+            Vmm::Libkrun => self.start_libkrun(ring, base)?,
+            Vmm::Uml => self.start_uml(ring, base)?,
         }
         let kick = Arc::clone(&self.kick);
         ring.set_kick(Box::new(move || {
@@ -315,7 +366,46 @@ impl Frontend {
         Ok(())
     }
 
-    /// Stops the queue as a device reset or QEMU's `stop` does; gives the index at which the device stopped.
+    fn start_libkrun(&mut self, ring: &Ring, base: u16) -> io::Result<()> {
+        self.call = event(self.vmm)?;
+        let socket = &self.socket;
+        let size = u32::from(ring.options().size);
+        socket.vring_state(Code::SetVringNum, size, false)?;
+        socket.vring_state(Code::SetVringBase, u32::from(base), false)?;
+        socket.tell(Code::SetVringAddr, self.vring_addr(ring), &[], false)?;
+        socket.vring_fd(Code::SetVringKick, Some(self.kick.as_fd()), false)?;
+        socket.vring_fd(Code::SetVringCall, Some(self.call.as_fd()), false)?;
+        socket.vring_state(Code::SetVringEnable, 1, false)
+    }
+
+    fn start_uml(&mut self, ring: &Ring, base: u16) -> io::Result<()> {
+        self.kick = Arc::new(event(self.vmm)?);
+        self.replace_call()?;
+        let socket = &self.socket;
+        let size = u32::from(ring.options().size);
+        socket.vring_state(Code::SetVringNum, size, true)?;
+        socket.vring_state(Code::SetVringBase, u32::from(base), true)?;
+        socket.tell(Code::SetVringAddr, self.vring_addr(ring), &[], true)?;
+        socket.vring_fd(Code::SetVringKick, Some(self.kick.as_fd()), true)?;
+        socket.vring_state(Code::SetVringEnable, 1, true)
+    }
+
+    /// A reset of the device by the guest's driver: its ring may be anything afterwards.
+    pub fn reset(&mut self) -> io::Result<()> {
+        match self.vmm {
+            Vmm::Qemu | Vmm::CloudHypervisor | Vmm::Crosvm => self.stop().map(drop),
+            // Nothing says when it is done; the next message that is answered comes with the new ring.
+            Vmm::Libkrun => self.pause(),
+            Vmm::Uml => {
+                self.pause()?;
+                self.fence()?;
+                self.call_socket = None;
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops the queue as QEMU's `stop` does; gives the index at which the device stopped. For [`Vmm::STOPPING`].
     pub fn stop(&mut self) -> io::Result<u16> {
         self.pause()?;
         let body = self.socket.ask(
@@ -349,10 +439,7 @@ impl Frontend {
     pub fn replug(&mut self) -> io::Result<()> {
         self.mapped = false;
         self.socket.reply_ack = false;
-        match self.vmm {
-            Vmm::Qemu => self.realize_qemu(),
-            Vmm::CloudHypervisor | Vmm::Crosvm => self.realize_rust(),
-        }
+        self.realize()
     }
 
     /// The queue's call descriptor, for tests that spoil it.
@@ -384,6 +471,10 @@ impl Frontend {
 
     /// `len` bytes of the configuration space from `offset` on.
     pub fn config(&self, offset: u32, len: u32) -> io::Result<Vec<u8>> {
+        if self.vmm == Vmm::Uml && offset > 0 {
+            let all = self.config(0, offset + len)?;
+            return Ok(all[offset as usize..].to_vec());
+        }
         let body = Body::new()
             .u32(offset)
             .u32(len)
@@ -452,16 +543,37 @@ impl Frontend {
 
     /// Hands over another call descriptor, as QEMU does while the guest masks and unmasks its interrupt.
     pub fn replace_call(&mut self) -> io::Result<()> {
-        self.call = event(self.vmm)?;
         let ack = self.vmm != Vmm::Crosvm;
+        if self.vmm == Vmm::Uml {
+            let (ours, theirs) = UnixStream::pair()?;
+            ours.set_nonblocking(true)?;
+            let told = self
+                .socket
+                .vring_fd(Code::SetVringCall, Some(theirs.as_fd()), ack);
+            self.call_socket = Some((ours, theirs));
+            return told;
+        }
+        self.call = event(self.vmm)?;
         self.socket
             .vring_fd(Code::SetVringCall, Some(self.call.as_fd()), ack)
     }
 
     /// Waits for the device to signal the driver, up to `limit`; takes the signal. Whether there was one.
     pub fn wait_call(&self, limit: Duration) -> bool {
-        let mut fds = [PollFd::new(self.call.as_fd(), PollFlags::POLLIN)];
+        let call = match &self.call_socket {
+            Some((ours, _)) => ours.as_fd(),
+            None => self.call.as_fd(),
+        };
+        let mut fds = [PollFd::new(call, PollFlags::POLLIN)];
         let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
-        poll(&mut fds, limit).is_ok_and(|ready| ready == 1) && self.call.read().is_ok()
+        let ready = poll(&mut fds, limit).is_ok_and(|ready| ready == 1);
+        ready
+            && match &self.call_socket {
+                Some((ours, _)) => {
+                    let mut ours: &UnixStream = ours;
+                    ours.read_exact(&mut [0; 8]).is_ok()
+                }
+                None => self.call.read().is_ok(),
+            }
     }
 }

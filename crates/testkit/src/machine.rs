@@ -86,7 +86,7 @@ impl Machine {
     /// Unplugs the device and plugs another in on the same connection, as QEMU does with one chardev; the mount is not
     /// repeated.
     pub fn replug(&mut self) -> io::Result<()> {
-        self.frontend.stop()?;
+        self.frontend.reset()?;
         self.frontend.replug()?;
         self.client.transport().restart();
         self.frontend.start(&mut self.client.transport().ring)
@@ -94,7 +94,7 @@ impl Machine {
 
     /// A reset by the guest: the queue is stopped and set up anew, empty; the mount is not repeated.
     pub fn reset_queue(&mut self) -> io::Result<()> {
-        self.frontend.stop()?;
+        self.frontend.reset()?;
         self.client.transport().restart();
         self.frontend.start(&mut self.client.transport().ring)
     }

@@ -23,6 +23,11 @@ impl Vring {
         self.change(|ring| ring.enabled = enabled);
     }
 
+    /// What SET_VRING_ENABLE said last.
+    pub fn is_enabled(&self) -> bool {
+        self.ring().enabled
+    }
+
     /// Started, or stopped.
     pub fn set_ready(&self, ready: bool) {
         self.change(|ring| {
