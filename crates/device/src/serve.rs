@@ -131,7 +131,12 @@ fn serve_one(
     match answer(&mut requests, &connection, listener, stop) {
         // A front-end that ends just closes its socket.
         VhostUserError::Disconnected | VhostUserError::PartialMessage | VhostUserError::SocketBroken(_) => {
-            log::info!("The front-end has gone.{}", unused(&vring, &options.tag));
+            let unused = match lock(&backend).has_tag() {
+                true => unused(&vring, &options.tag),
+                // That has been said, and is the cause of the rest.
+                false => String::new(),
+            };
+            log::info!("The front-end has gone.{unused}");
         }
         _ if stop.requested() => {}
         VhostUserError::ReqHandlerError(error) => {
