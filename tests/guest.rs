@@ -16,10 +16,14 @@ mod changes;
 mod errors;
 #[path = "guest/many.rs"]
 mod many;
+#[path = "guest/monitor.rs"]
+mod monitor;
 #[path = "guest/pause.rs"]
 mod pause;
 #[path = "guest/pjdfstest.rs"]
 mod pjdfstest;
+#[path = "guest/plug.rs"]
+mod plug;
 #[path = "guest/tree.rs"]
 mod tree;
 #[path = "guest/two.rs"]
@@ -29,7 +33,7 @@ mod vm;
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -306,17 +310,24 @@ fn large_file_is_copied_each_way() {
     backend.stop();
 }
 
-/// One backend outlives the device's reset, the guest's reboot, the guest's sudden death, and goes
-/// on with the next guest, always on the same listener.
+/// One backend outlives the device's reset, the guest's reboot, another kernel in the guest's place, the guest's sudden
+/// death, and goes on with the next guest, always on the same listener.
 #[test]
 fn backend_outlives_its_guests() {
     let backend = Backend::start("passthrough");
     let boots = || fs::read_to_string(backend.share().join("boots")).unwrap();
+    let calls = vm::compile("calls");
 
-    // Two reboots inside of one QEMU: no new connection, but all set up again.
-    let output = Vm::on(&backend).allow_reboot().run("reboot.sh");
+    // A reboot, a kexec and a reboot inside of one QEMU: no new connection, but all set up again.
+    let output = Vm::on(&backend)
+        .allow_reboot()
+        .kexec()
+        .add(&calls.path)
+        .run("reboot.sh");
     output.expect_success();
-    assert_eq!(boots().trim(), "3");
+    assert_eq!(boots().trim(), "4");
+    // No kernel took leave, and what each had open is closed.
+    assert_eq!(backend.open_files(), Vec::<PathBuf>::new());
 
     // QEMU is killed while the guest is busy: the connection breaks with requests under way.
     let busy = Vm::on(&backend).start("busy.sh");
@@ -328,8 +339,8 @@ fn backend_outlives_its_guests() {
     busy.kill();
 
     // The next front-end finds the backend listening, and a session without its predecessor's fids.
-    let output = Vm::on(&backend).run("reboot.sh");
+    let output = Vm::on(&backend).add(&calls.path).run("reboot.sh");
     output.expect_success();
-    assert_eq!(boots().trim(), "4");
+    assert_eq!(boots().trim(), "5");
     backend.stop();
 }

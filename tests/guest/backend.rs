@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -194,6 +194,24 @@ impl Backend {
 
     pub fn share(&self) -> &Path {
         &self.share
+    }
+
+    /// What is open of the share's files, directories left out, by the process that serves.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        let Some(worker) = self.worker() else {
+            return Vec::new();
+        };
+        // By device and inode: the process may see the share elsewhere.
+        let share = fs::metadata(&self.share).unwrap().dev();
+        let log = fs::metadata(self.dir.path().join("log")).unwrap().ino();
+        fs::read_dir(format!("/proc/{worker}/fd"))
+            .unwrap()
+            .map(|fd| fd.unwrap().path())
+            .filter(|fd| {
+                fs::metadata(fd).is_ok_and(|meta| meta.is_file() && meta.dev() == share && meta.ino() != log)
+            })
+            .map(|fd| fs::read_link(fd).unwrap())
+            .collect()
     }
 
     pub fn log(&self) -> String {

@@ -1,8 +1,6 @@
 //! The virtual machine is stopped and continued while its guest is busy: QEMU takes the queue from the backend
 //! (GET_VRING_BASE) with requests under way and a lock waiting, and gives it back.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use std::{fs, thread};
@@ -10,35 +8,8 @@ use std::{fs, thread};
 use nix::fcntl::{FcntlArg, fcntl};
 
 use crate::backend::Backend;
+use crate::monitor::Monitor;
 use crate::vm::{self, Running, Vm, wait_until};
-
-/// QEMU's monitor.
-struct Monitor(BufReader<UnixStream>);
-
-impl Monitor {
-    fn connect(path: &Path) -> Monitor {
-        let stream = UnixStream::connect(path).unwrap();
-        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let mut monitor = Monitor(BufReader::new(stream));
-        monitor.execute("qmp_capabilities");
-        monitor
-    }
-
-    /// Runs a command without arguments, and waits for its answer; events may come before it.
-    fn execute(&mut self, command: &str) {
-        let message = format!("{{\"execute\": \"{command}\"}}\n");
-        self.0.get_mut().write_all(message.as_bytes()).unwrap();
-        let mut line = String::new();
-        loop {
-            line.clear();
-            let len = self.0.read_line(&mut line).unwrap();
-            assert!(len > 0 && !line.contains("\"error\""), "{command}: {line}");
-            if line.contains("\"return\"") {
-                return;
-            }
-        }
-    }
-}
 
 /// Locks or unlocks the whole file.
 fn lock(file: &fs::File, kind: libc::c_int) {

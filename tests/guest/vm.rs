@@ -139,6 +139,16 @@ impl Vm {
         self.on_qemu().option(&["--allow-reboot"])
     }
 
+    /// Each share can be unplugged: the first is device d0 in slot s0 on chardev c0, and so on.
+    pub fn hot_plug(self) -> Self {
+        self.option(&["--hot-plug"])
+    }
+
+    /// Puts the kernel and its initramfs into the guest's /boot.
+    pub fn kexec(self) -> Self {
+        self.option(&["--kexec"])
+    }
+
     /// Puts a file (relative to the repository) into the guest's /root.
     pub fn add(mut self, file: impl AsRef<Path>) -> Self {
         self.args.push("--add".into());
