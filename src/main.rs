@@ -177,6 +177,8 @@ fn serve(
     let Some((surroundings, directory)) = worker.confine(&config.share) else {
         return Ok(1);
     };
+    // While it can: what it makes shall belong to somebody for whom the share's mount has an id.
+    host::adopt(directory, &config.share);
     privileges::drop_capabilities(&kept).map_err(Failure::Environment)?;
     privileges::bind_to_parent().map_err(Failure::Environment)?;
     if let Some(verdict) = config.seccomp {

@@ -36,7 +36,8 @@ pub fn wanted(share: &ShareOptions) -> Result<CapsHashSet, String> {
     if share.file_handles == FileHandles::Open {
         wanted.insert(Capability::CAP_DAC_READ_SEARCH);
     }
-    if share.check_access == CheckAccess::Host {
+    // A mount without an id for this process's user makes nothing for it, whatever else it may.
+    if share.check_access == CheckAccess::Host || host::takes_ids(share) {
         wanted.extend([Capability::CAP_SETUID, Capability::CAP_SETGID]);
     }
     // Those of a user namespace, which a worker has all of at first, are of no use.

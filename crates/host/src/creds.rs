@@ -45,6 +45,55 @@ impl Drop for Raised<'_> {
     }
 }
 
+/// This thread makes objects of another user and group until this is dropped, with the capabilities that it has anyway.
+///
+/// The kernel makes nothing for a user or group that the mount has no id for, whatever the capabilities (EOVERFLOW, from
+/// `fsuidgid_has_mapping`): an idmapped mount may have none for this process's.
+pub struct Making<'a> {
+    own: (u32, u32),
+    /// Those of this thread. `None` while it works as a guest's user: that one has none that a change could take away.
+    caps: Option<&'a Caps>,
+}
+
+impl<'a> Making<'a> {
+    /// `base` is what the thread has now. Needs CAP_SETUID and CAP_SETGID.
+    pub fn of(base: &'a Caps, uid: u32, gid: u32) -> io::Result<Making<'a>> {
+        let making = Making {
+            own: cred::fs_ids(),
+            caps: Some(base),
+        };
+        cred::set_fsgid(gid)?;
+        cred::set_fsuid(uid)?;
+        // Leaving user 0 has taken those that count for files.
+        base.apply()?;
+        Ok(making)
+    }
+
+    /// Another group only, for a thread that works as a guest's user.
+    pub fn of_group(gid: u32) -> io::Result<Making<'a>> {
+        let making = Making {
+            own: cred::fs_ids(),
+            caps: None,
+        };
+        cred::set_fsgid(gid)?;
+        Ok(making)
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        let (uid, gid) = self.own;
+        let result = cred::set_fsgid(gid).and_then(|()| match self.caps {
+            // Coming back to user 0 makes every permitted capability of these effective.
+            Some(caps) => cred::set_fsuid(uid).and_then(|()| caps.apply()),
+            None => Ok(()),
+        });
+        if let Err(error) = result {
+            give_up("restore this thread's own user", &error);
+        }
+    }
+}
+
 /// What a thread keeps while it works as another user: the way back, and nothing that acts on files.
 const WAY_BACK: [u32; 2] = [cred::CAP_SETUID, cred::CAP_SETGID];
 

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 
 use crate::attr::Caller;
 use crate::context::Context;
+use crate::mount_ids;
 use crate::name::Name;
 use crate::options::{CheckAccess, SecurityModel};
 use crate::share::Object;
@@ -89,6 +90,13 @@ fn rule(context: &Context, refusal: &Refusal<'_>) -> String {
     let subject = named.as_ref().unwrap_or(&object);
     if let Some(flag) = [&object, subject].into_iter().find_map(flagged) {
         return flag;
+    }
+    if refusal.errno == libc::EOVERFLOW {
+        return format!(
+            "the mount has no id for the user or group of the guest's that shall own it, for its own owner or for this \
+             process (it is idmapped, or of another user namespace); {}",
+            mount_ids::remedy(context, &object)
+        );
     }
     let ids = &options.ids;
     let lacks = |cap| !context.caps().has(cap);

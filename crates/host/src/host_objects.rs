@@ -31,6 +31,12 @@ pub struct HostObjects<R: OwnerRule> {
 /// The most bytes of xattr names the kernel gives (`XATTR_LIST_MAX`).
 const XATTR_LIST_MAX: usize = 65536;
 
+/// For what makes a name and no object.
+const NOBODY: Caller = Caller {
+    uid: u32::MAX,
+    gid: u32::MAX,
+};
+
 /// Permission bits of an object until its owner is right: at most the owner's, who is this process, so that nobody
 /// else has a moment to open it.
 const CLOSED: u32 = 0o700;
@@ -47,11 +53,12 @@ impl<R: OwnerRule> HostObjects<R> {
     /// False when the host refused it and the guest shall not see that.
     fn chown(&self, fd: BorrowedFd<'_>, uid: u32, gid: u32) -> io::Result<bool> {
         match sys::attr::chown(fd, uid, gid) {
-            // EINVAL: an id that the process's user namespace does not have. The others: a file system without owners.
+            // EINVAL: an id that the process's user namespace does not have; EOVERFLOW: that the mount does not have. The
+            // others: a file system without owners.
             Err(e)
                 if matches!(
                     sys::errno(&e),
-                    libc::EPERM | libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS
+                    libc::EPERM | libc::EINVAL | libc::EOVERFLOW | libc::EOPNOTSUPP | libc::ENOSYS
                 ) =>
             {
                 R::refused(e).map(|()| false)
@@ -170,14 +177,18 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
         let flags = flags | libc::O_CREAT | libc::O_EXCL;
         let ready = self.is_born_right(dir, mode, owner)?;
         let first = if ready { mode } else { mode & CLOSED };
-        let file = sys::path::open_beneath(dir.path, name.as_c_str(), flags, first)?;
+        let file = self.context.making(dir.path, owner, &[], || {
+            sys::path::open_beneath(dir.path, name.as_c_str(), flags, first)
+        })?;
         self.settle(file.as_fd(), mode, owner, ready)
             .inspect_err(|_| self.context.undo(dir.path, name, file.as_fd(), false))?;
         Ok(file)
     }
 
     fn mkdir(&self, dir: &Object<'_>, name: &Name, mode: u32, owner: Caller) -> io::Result<()> {
-        sys::path::mkdir(dir.path, name.as_c_str(), mode & CLOSED)?;
+        self.context.making(dir.path, owner, &[], || {
+            sys::path::mkdir(dir.path, name.as_c_str(), mode & CLOSED)
+        })?;
         self.made(dir, name, libc::S_IFDIR, mode, owner)
     }
 
@@ -187,13 +198,17 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
             return self.create(dir, name, libc::O_WRONLY, mode, owner).map(drop);
         }
         let kind = mode & libc::S_IFMT;
-        sys::path::mknod(dir.path, name.as_c_str(), kind | mode & CLOSED, rdev)?;
+        self.context.making(dir.path, owner, &[], || {
+            sys::path::mknod(dir.path, name.as_c_str(), kind | mode & CLOSED, rdev)
+        })?;
         self.made(dir, name, kind, mode, owner)
     }
 
     fn symlink(&self, dir: &Object<'_>, name: &Name, target: &[u8], owner: Caller) -> io::Result<()> {
         let target = CString::new(target).map_err(|_| sys::error(libc::EINVAL))?;
-        sys::path::symlink(&target, dir.path, name.as_c_str())?;
+        self.context.making(dir.path, owner, &[], || {
+            sys::path::symlink(&target, dir.path, name.as_c_str())
+        })?;
         self.made(dir, name, libc::S_IFLNK, 0, owner)
     }
 
@@ -206,11 +221,21 @@ impl<R: OwnerRule> ShareMode for HostObjects<R> {
     }
 
     fn link(&self, object: &Object<'_>, dir: &Object<'_>, name: &Name) -> io::Result<()> {
-        sys::path::link(self.context.proc(), object.path, dir.path, name.as_c_str())
+        self.context.making(dir.path, NOBODY, &[object.path], || {
+            sys::path::link(self.context.proc(), object.path, dir.path, name.as_c_str())
+        })
     }
 
     fn rename(&self, from: &Object<'_>, old: &Name, to: &Object<'_>, new: &Name) -> io::Result<()> {
-        sys::path::rename(from.path, old.as_c_str(), to.path, new.as_c_str(), 0)
+        let rename = || sys::path::rename(from.path, old.as_c_str(), to.path, new.as_c_str(), 0);
+        match rename() {
+            Err(e) if sys::errno(&e) == libc::EOVERFLOW => {
+                let moved = self.context.lookup(from.path, old.as_c_str())?;
+                self.context
+                    .making(to.path, NOBODY, &[from.path, moved.as_fd()], rename)
+            }
+            other => other,
+        }
     }
 
     fn unlink(&self, dir: &Object<'_>, name: &Name, directory: bool) -> io::Result<()> {

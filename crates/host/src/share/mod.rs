@@ -21,6 +21,7 @@ use crate::idmap::IdMaps;
 use crate::mapped_file::MappedFile;
 use crate::mapped_xattr::MappedXattr;
 use crate::mode::ShareMode;
+use crate::mount_ids;
 use crate::name::Name;
 use crate::options::{CheckAccess, SecurityModel, ShareOptions};
 use crate::passthrough::Passthrough;
@@ -145,6 +146,8 @@ impl Share {
             libc::ENOTDIR => format!("{shown} is not a directory"),
             _ => format!("cannot open the shared directory {shown}: {e}"),
         })?;
+        // Before the context takes down whose this process is.
+        mount_ids::adopt(directory, options);
         let context = Context::new(root.into(), surroundings, options.clone())
             .map_err(|e| format!("cannot use the shared directory {shown}: {e}"))?;
         let context = Arc::new(context);
@@ -174,6 +177,7 @@ impl Share {
         if mapped {
             warn_of_another_owner(&context);
         }
+        mount_ids::warn(&context);
         let credentials = match options.check_access {
             CheckAccess::Guest => None,
             CheckAccess::Host if mapped => {
@@ -243,7 +247,7 @@ impl Share {
     ) -> io::Result<T> {
         self.as_caller(caller, work).inspect_err(|error| {
             let errno = sys::errno(error);
-            if matches!(errno, libc::EACCES | libc::EPERM | libc::EROFS) {
+            if matches!(errno, libc::EACCES | libc::EPERM | libc::EROFS | libc::EOVERFLOW) {
                 let refusal = Refusal {
                     op,
                     object,
