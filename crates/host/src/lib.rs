@@ -42,7 +42,7 @@ pub use mode::ShareMode;
 pub use mount_ids::{adopt, takes_ids};
 pub use name::{Name, NameError};
 pub use options::{CheckAccess, FileHandles, KernelXattrs, MayHang, MultiDevs, SecurityModel, ShareOptions};
-pub use share::{At, DirEntry, Handle, Listing, Object, Opened, Share};
+pub use share::{Access, At, DirEntry, Handle, Listing, LockFile, Object, Opened, Share};
 pub use shown::Shown;
 pub use surroundings::{MountList, Surroundings};
 pub use sys::close;

@@ -26,6 +26,16 @@ pub fn is_remote(f_type: libc::c_long) -> bool {
     REMOTE.contains(&(f_type as u32))
 }
 
+/// Whether flock(2) takes a byte-range lock there, which is then of the same owner as those of the same description
+/// (`F_OFD_SETLK`): the one replaces the other.
+pub(crate) fn flock_takes_records(f_type: libc::c_long) -> bool {
+    // NFS, SMB, CIFS, SMB2, AFS, 9P
+    matches!(
+        f_type as u32,
+        0x6969 | 0x517b | 0xff53_4d42 | 0xfe53_4d42 | 0x5346_414f | 0x0102_1997
+    )
+}
+
 /// The same by name, as mountinfo in /proc has them. Not autofs: what it will mount is seen then.
 const REMOTE_NAMES: &[&str] = &[
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse", "fuseblk", "virtiofs", "ceph", "afs", "coda", "9p",

@@ -1,7 +1,7 @@
 //! Tlock and Tgetlock: real byte-range locks, which other guests, other shares and the host's processes see.
 //!
 //! They are open-file-description locks: no process id of ours is in them, and closing one descriptor does not drop
-//! those of another.
+//! those of another. A lock of the whole file, which may be a flock(2), is one of the host's flock(2) as well.
 //!
 //! Linux's client takes the lock in its own kernel first and then here (`v9fs_file_do_lock`), and looks there first as
 //! well (`v9fs_file_getlock`); so what comes here is about locks of others than its own processes. Where the answer
@@ -11,8 +11,8 @@
 use std::hash::BuildHasher;
 use std::os::fd::AsFd;
 
-use host::Object;
 use host::sys::io::Lock;
+use host::{Access, LockFile};
 use wire::{
     Message, P9_LOCK_BLOCKED, P9_LOCK_FLAGS_BLOCK, P9_LOCK_SUCCESS, P9_LOCK_TYPE_RDLCK, P9_LOCK_TYPE_UNLCK,
     P9_LOCK_TYPE_WRLCK, Rgetlock, Rlock, Tgetlock, Tlock,
@@ -154,6 +154,16 @@ impl Session {
             }
             return Ok(reply.send(&success));
         }
+        // Linux lets nobody but flock(2) lock for writing what is open for reading, and flock(2) lets go of a lock that it
+        // cannot turn into another kind at once: two that hold a shared one and want an exclusive one do not wait for
+        // each other.
+        if kind == libc::F_WRLCK
+            && !pin.how().writes
+            && let Some(inode) = out.inode().filter(|inode| inode.holds(owner, range))
+        {
+            inode.release(owner, range);
+            out.let_go(calls(how));
+        }
         if m.flags & P9_LOCK_FLAGS_BLOCK != 0 && how != How::Last {
             let tries = u32::try_from(*request.progress).unwrap_or(u32::MAX);
             *request.progress = u64::from(tries.saturating_add(1));
@@ -169,26 +179,27 @@ impl Session {
 
     /// Tries for a lock on the inode's description; false when somebody else's is in the way.
     fn try_take(&self, out: &mut TakenOut, pin: &Pin<'_>, lock: Lock) -> Result<bool, Failure> {
-        let granted = |result: std::io::Result<()>| match result {
-            Ok(()) => Ok(true),
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
-            Err(error) => Err(Failure::from(error)),
-        };
         let caller = pin.caller(NOGID);
-        if let Some(inode) = out.inode() {
-            return granted(self.share.set_lock(caller, inode.file.as_fd(), lock));
-        }
-        self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
-        let object = Object {
-            file: None,
-            ..pin.object()?
+        // What the fid is open for is what its locks may be (`fcntl_setlk`), whatever the description was opened for.
+        let own = Access {
+            reads: !pin.how().write_only,
+            writes: pin.how().writes,
         };
-        // An exclusive lock takes a description open for writing, whatever the guest's own was.
-        let file = self
-            .share
-            .open_object(caller, &object, libc::O_RDWR)
-            .or_else(|_| self.share.open_object(caller, &object, libc::O_RDONLY))?;
-        let taken = granted(self.share.set_lock(caller, file.as_fd(), lock))?;
+        let another = || -> Result<LockFile, Failure> {
+            self.has_room(self.with(|tables| tables.descriptors()), libc::ENOLCK)?;
+            Ok(self.share.open_lock(caller, &pin.object()?, own)?)
+        };
+        if let Some(inode) = out.inode() {
+            if !inode.file.access().takes(lock.kind)
+                && own.takes(lock.kind)
+                && !inode.move_to(&self.share, caller, another()?)?
+            {
+                return Ok(false);
+            }
+            return Ok(self.share.lock(caller, &mut inode.file, lock)?);
+        }
+        let mut file = another()?;
+        let taken = self.share.lock(caller, &mut file, lock)?;
         if taken {
             out.begin(Inode::new(file));
         }

@@ -9,12 +9,12 @@
 //! process that took it; let go by another one, it lasts until the fid is clunked. That errs to the safe side.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use host::sys::io::{Lock, set_lock};
+use host::{Caller, LockFile, Share};
 
 use crate::background::Background;
 use crate::coverage::Coverage;
@@ -46,6 +46,10 @@ impl Range {
             LAST => 0,
             end => end - self.start + 1,
         }
+    }
+
+    fn is_whole(self) -> bool {
+        self.start == 0 && self.end == LAST
     }
 
     fn meets(self, other: Range) -> bool {
@@ -90,16 +94,21 @@ struct Rest {
 /// front for every call: with so many of them, one takes 0.3 ms, and the host's other programs wait for it as well.
 const PLACES: usize = 32 * 1024;
 
+/// Ranges that one request may move from one description to another: a system call each.
+const MOVED: usize = 256;
+
 /// The locks of one inode. Each of a request's changes costs O(log n), and none a look at all ranges.
 #[derive(Debug)]
 pub(crate) struct Inode {
     /// The open file description that carries them. It also keeps the inode number from being used again.
-    pub(crate) file: OwnedFd,
+    pub(crate) file: LockFile,
     /// By owner and start; one owner's do not meet.
     held: BTreeMap<(u64, u64), Rest>,
     /// The same by the fid they were taken through.
     fids: BTreeSet<(u32, u64, u64)>,
     coverage: Coverage,
+    /// Locks of the whole file: shared, exclusive.
+    whole: [usize; 2],
     /// A thread is at that.
     letting_go: bool,
     /// What may be locked on the host although nobody holds it: in order, let go of from the back.
@@ -108,12 +117,13 @@ pub(crate) struct Inode {
 
 impl Inode {
     /// No locks yet, on `file`.
-    pub(crate) fn new(file: OwnedFd) -> Inode {
+    pub(crate) fn new(file: LockFile) -> Inode {
         Inode {
             file,
             held: BTreeMap::new(),
             fids: BTreeSet::new(),
             coverage: Coverage::default(),
+            whole: [0; 2],
             letting_go: false,
             pending: Vec::new(),
         }
@@ -127,6 +137,46 @@ impl Inode {
     /// Ranges held.
     pub(crate) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// Whether `owner` holds a part of `range`.
+    pub(crate) fn holds(&self, owner: u64, range: Range) -> bool {
+        self.last(owner, range.end)
+            .is_some_and(|held| held.range.meets(range))
+    }
+
+    /// Puts a description that takes more kinds of locks in the place of the one that carries these. False when that must
+    /// wait for somebody. EBADF when it cannot be done, ENOLCK when there are too many.
+    pub(crate) fn move_to(&mut self, share: &Share, caller: Caller, better: LockFile) -> io::Result<bool> {
+        if self.len() > MOVED {
+            return Err(io::Error::from_raw_os_error(libc::ENOLCK));
+        }
+        let held = self
+            .held
+            .iter()
+            .map(|(&(_, start), rest)| Range { start, end: rest.end });
+        // What nobody holds any more stays behind.
+        let ranges = joined(held.collect()).into_iter();
+        let moved = share.move_locks(
+            caller,
+            &mut self.file,
+            better,
+            ranges.map(|range| (range.start, range.length())),
+        )?;
+        if moved {
+            self.pending.clear();
+        }
+        Ok(moved)
+    }
+
+    /// Gives back on the host what flock(2) has and nobody holds any more.
+    fn lower(&mut self) {
+        let [shared, exclusive] = self.whole;
+        self.file.lower(match (shared, exclusive) {
+            (_, 1..) => Some(true),
+            (1.., 0) => Some(false),
+            (0, 0) => None,
+        });
     }
 
     /// Whether there are too many ranges for one more.
@@ -181,12 +231,18 @@ impl Inode {
         let end = range.end;
         self.held.insert((owner, range.start), Rest { end, fid, write });
         self.fids.insert((fid, owner, range.start));
+        if range.is_whole() {
+            self.whole[usize::from(write)] += 1;
+        }
         self.coverage.add(range);
     }
 
     fn remove(&mut self, old: Held) {
         self.held.remove(&(old.owner, old.range.start));
         self.fids.remove(&(old.fid, old.owner, old.range.start));
+        if old.range.is_whole() {
+            self.whole[usize::from(old.write)] -= 1;
+        }
         self.coverage.remove(old.range);
     }
 
@@ -253,6 +309,7 @@ impl Inode {
             self.held.clear();
             self.fids.clear();
             self.coverage = Coverage::default();
+            self.whole = [0; 2];
             return;
         }
         let keys: Vec<(u64, u64)> = self.of(fid).collect();
@@ -521,16 +578,10 @@ impl TakenOut {
         let Some(inode) = &mut self.out.inode else {
             return false;
         };
+        inode.lower();
         for _ in 0..most {
             let Some(range) = inode.next_free() else { break };
-            let unlock = Lock {
-                kind: libc::F_UNLCK,
-                start: range.start,
-                length: range.length(),
-            };
-            if let Err(error) = set_lock(inode.file.as_fd(), unlock) {
-                log::warn!("a byte range stays locked: {error}");
-            }
+            inode.file.let_go(range.start, range.length());
         }
         inode.has_pending()
     }

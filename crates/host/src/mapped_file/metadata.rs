@@ -155,7 +155,7 @@ impl<'a> Lock<'a> {
     fn new(file: BorrowedFd<'a>) -> Lock<'a> {
         // A rewrite takes microseconds; this waits some 50 ms in all.
         for _ in 0..50 {
-            match sys::io::lock_whole(file) {
+            match sys::io::lock_whole(file, Some(true)) {
                 Err(e) if errno(&e) == libc::EWOULDBLOCK => std::thread::sleep(Duration::from_millis(1)),
                 _ => break,
             }
@@ -167,7 +167,7 @@ impl<'a> Lock<'a> {
 impl Drop for Lock<'_> {
     fn drop(&mut self) {
         // The description may live on, so its closing is not enough. If there was no lock, this does nothing.
-        let _ = sys::io::unlock_whole(self.0);
+        let _ = sys::io::lock_whole(self.0, None);
     }
 }
 

@@ -9,7 +9,6 @@ use crate::attr::{Caller, FileType};
 use crate::iovec::IoVec;
 use crate::sys;
 use crate::sys::attr::{Record, Stat};
-use crate::sys::io::Lock;
 
 /// What an open may ask of the host. Not O_CREAT and O_EXCL (creation's), O_DIRECT (the guest's buffers need not be
 /// aligned as the host wants them), O_NOFOLLOW (there is no link to follow), and nothing that changes what a
@@ -180,21 +179,6 @@ impl Share {
     /// fsync or fdatasync.
     pub fn fsync(&self, caller: Caller, file: BorrowedFd<'_>, datasync: bool) -> io::Result<()> {
         self.as_caller(caller, || sys::io::sync(file, datasync))
-    }
-
-    /// Sets or clears a byte-range lock without waiting; EAGAIN when somebody else's is in the way.
-    pub fn set_lock(&self, caller: Caller, file: BorrowedFd<'_>, lock: Lock) -> io::Result<()> {
-        self.as_caller(caller, || sys::io::set_lock(file, lock))
-    }
-
-    /// The first lock in the way of `lock`, and the process that holds it.
-    pub fn get_lock(
-        &self,
-        caller: Caller,
-        file: BorrowedFd<'_>,
-        lock: Lock,
-    ) -> io::Result<Option<(Lock, i32)>> {
-        self.as_caller(caller, || sys::io::get_lock(file, lock))
     }
 }
 

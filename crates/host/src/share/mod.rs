@@ -5,6 +5,7 @@ mod attrs;
 mod data;
 mod dir;
 mod handle;
+mod lock;
 mod make;
 mod nodes;
 
@@ -37,6 +38,7 @@ pub use dir::Listing;
 use dir::Positions;
 pub use handle::Handle;
 use handle::Mounts;
+pub use lock::{Access, LockFile};
 
 /// An object as the server holds it.
 #[derive(Clone, Copy, Debug)]

@@ -157,16 +157,16 @@ pub fn set_lock(fd: BorrowedFd<'_>, lock: Lock) -> Result<()> {
     }
 }
 
-/// flock(2) without waiting: takes the exclusive lock of the whole file, EWOULDBLOCK when somebody has it.
-pub fn lock_whole(fd: BorrowedFd<'_>) -> Result<()> {
+/// flock(2) without waiting: locks the whole file, exclusively with `true`, or gives that back. EWOULDBLOCK when somebody
+/// has it; a lock that was to be converted is gone then.
+pub fn lock_whole(fd: BorrowedFd<'_>, kind: Option<bool>) -> Result<()> {
+    let operation = match kind {
+        Some(true) => libc::LOCK_EX,
+        Some(false) => libc::LOCK_SH,
+        None => libc::LOCK_UN,
+    };
     // SAFETY: no memory is passed.
-    retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
-}
-
-/// flock(2): gives the lock of the whole file back.
-pub fn unlock_whole(fd: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: no memory is passed.
-    retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+    retry(|| unsafe { libc::flock(fd.as_raw_fd(), operation | libc::LOCK_NB) }).map(drop)
 }
 
 /// `F_OFD_GETLK`: the first lock that is in the way of `lock`, and the process that holds it (-1 for one of an

@@ -7,7 +7,11 @@ fn range(start: u64, end: u64) -> Range {
 
 fn inode() -> Inode {
     let file = tempfile::tempfile().unwrap();
-    Inode::new(file.into())
+    let access = host::Access {
+        reads: true,
+        writes: true,
+    };
+    Inode::new(LockFile::new(file.into(), access))
 }
 
 fn held(range: Range, owner: u64, write: bool) -> Held {

@@ -9,6 +9,7 @@ mod bounds;
 mod capability;
 mod depth;
 mod dir;
+mod flock;
 mod flush;
 mod freeing;
 mod fsync;
