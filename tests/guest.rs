@@ -12,6 +12,8 @@ mod access;
 mod backend;
 #[path = "guest/changes.rs"]
 mod changes;
+#[path = "guest/debian.rs"]
+mod debian;
 #[path = "guest/errors.rs"]
 mod errors;
 #[path = "guest/many.rs"]
