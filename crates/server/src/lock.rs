@@ -111,13 +111,22 @@ impl Session {
         }
         let range = Range::new(m.start, m.length).ok_or(EINVAL)?;
         let kind = host_kind(m.kind)?;
-        let owner = self.owners.hash_one((m.proc_id, m.client_id));
+        let process = self.owners.hash_one((m.proc_id, m.client_id));
+        let description = self.owners.hash_one((m.proc_id, m.client_id, m.fid));
+        // What may be flock(2)'s is the open file's, and so is all of `F_OFD_SETLK`, of which Linux says no process.
+        let owner = if range.is_whole() || m.proc_id == u32::MAX {
+            description
+        } else {
+            process
+        };
         let same = self.inode(&pin).ok_or(EINVAL)?;
         let Some(mut out) = self.take_out(same, how) else {
             return Ok(Outcome::Defer);
         };
         if let Some(inode) = out.inode().filter(|_| how == How::Inline)
-            && inode.concerns_more(owner, range, MANY)
+            && [process, description]
+                .iter()
+                .any(|owner| inode.concerns_more(*owner, range, MANY))
         {
             return Ok(Outcome::Defer);
         }
@@ -128,10 +137,27 @@ impl Session {
             let most = self.limits.max_locks;
             let full = out.count >= most;
             if let Some(inode) = out.inode() {
-                if inode.splits(owner, range) && (full || inode.is_full(range)) {
+                let splits = |owner: &u64| inode.splits(*owner, range);
+                if [process, description].iter().any(splits) && (full || inode.is_full(range)) {
                     return Err(Failure::new(libc::ENOLCK));
                 }
-                inode.release(owner, range);
+                let asked = m.flags & P9_LOCK_FLAGS_BLOCK != 0;
+                let one_way = pin.how().write_only || !pin.how().writes;
+                if asked
+                    && range.is_whole()
+                    && ![process, description]
+                        .iter()
+                        .any(|owner| inode.holds(*owner, range))
+                {
+                    // `flock -u` on what another process has locked.
+                    inode.release_whole(m.fid, MANY);
+                }
+                inode.release(process, range);
+                // Linux says the same when a process closes one of several copies of a descriptor (`locks_remove_posix`),
+                // without the flag that flock(LOCK_UN) has. A shell keeps what flock(1) has locked for it.
+                if asked || !range.is_whole() || !one_way {
+                    inode.release(description, range);
+                }
                 out.let_go(calls(how));
             }
             return Ok(reply.send(&success));

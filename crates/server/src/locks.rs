@@ -5,8 +5,9 @@
 //! share a read lock, and the one that lets go must not take the other's with it; so the ranges are kept per process
 //! (Tlock's `proc_id` and `client_id`), and the host's lock is dropped only where nobody's is left.
 //!
-//! A flock(2) arrives as a record lock over the whole file (`v9fs_file_flock_dotl`), so its owner seems to be the
-//! process that took it; let go by another one, it lasts until the fid is clunked. That errs to the safe side.
+//! A flock(2) arrives as a record lock over the whole file (`v9fs_file_flock_dotl`), in the name of the process that took
+//! it, but is the open file's: the process may end (flock(1) in a script), open and close the file once more, or hold
+//! another one through another descriptor. So a lock of the whole file is noted per process and fid.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -48,7 +49,7 @@ impl Range {
         }
     }
 
-    fn is_whole(self) -> bool {
+    pub(crate) fn is_whole(self) -> bool {
         self.start == 0 && self.end == LAST
     }
 
@@ -74,7 +75,7 @@ fn joined(mut ranges: Vec<Range>) -> Vec<Range> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     pub(crate) range: Range,
-    /// The process.
+    /// The process, or the process and the fid.
     pub(crate) owner: u64,
     /// The fid it was taken through.
     pub(crate) fid: u32,
@@ -299,6 +300,20 @@ impl Inode {
     pub(crate) fn release(&mut self, owner: u64, range: Range) {
         let gone = self.cut(owner, range);
         self.note_free(gone);
+    }
+
+    /// Takes the locks of the whole file that were taken through `fid`, whoever did; none where that has more than `most`.
+    pub(crate) fn release_whole(&mut self, fid: u32, most: usize) {
+        if self.has_more(fid, most) {
+            return;
+        }
+        let all = Range { start: 0, end: LAST };
+        let owners: Vec<u64> = self.of(fid).filter(|at| at.1 == 0).map(|at| at.0).collect();
+        for owner in owners {
+            if self.last(owner, 0).is_some_and(|held| held.range == all) {
+                self.release(owner, all);
+            }
+        }
     }
 
     /// Takes all that was taken through `fid`. [`Inode::next_free`] gives the parts that nobody holds any more.

@@ -25,7 +25,11 @@ fn message(fid: u32, kind: u8, proc_id: u32) -> Tlock<'static> {
     Tlock {
         fid,
         kind,
-        flags: 0,
+        // As flock(LOCK_UN) has it.
+        flags: match kind {
+            UNLOCK => P9_LOCK_FLAGS_BLOCK,
+            _ => 0,
+        },
         start: 0,
         length: 0,
         proc_id,
@@ -116,6 +120,77 @@ fn an_exclusive_flock_needs_no_right_to_write() {
             exclude_each_other(&mut first, &mut other, &format!("{model:?}, {readonly:?}"));
         }
     }
+}
+
+/// What Linux says when process `proc_id` closes a copy of a descriptor (`locks_remove_posix`).
+fn close_a_copy(c: &mut Guest, fid: u32, proc_id: u32) {
+    let unlock = Tlock {
+        flags: 0,
+        ..message(fid, UNLOCK, proc_id)
+    };
+    assert_eq!(c.lock(&unlock).unwrap(), P9_LOCK_SUCCESS);
+}
+
+fn two_guests() -> (tempfile::TempDir, Guest, Guest) {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "data").unwrap();
+    let guests = [(); 2].map(|()| guest(dir.path(), SecurityModel::Passthrough, false));
+    let [first, other] = guests;
+    (dir, first, other)
+}
+
+/// `exec 9<file; flock 9` in a script: the process that has locked ends, and its shell has the lock.
+#[test]
+fn a_flock_outlives_the_process_that_took_it() {
+    for (flags, kind) in [(O_RDONLY, WRITE), (O_WRONLY, WRITE), (O_RDONLY, READ)] {
+        let (_dir, mut first, mut other) = two_guests();
+        open(&mut first, 1, flags);
+        open(&mut other, 1, O_RDWR);
+        assert_eq!(first.lock(&message(1, kind, 77)).unwrap(), P9_LOCK_SUCCESS);
+        close_a_copy(&mut first, 1, 77);
+        close_a_copy(&mut first, 1, 78);
+        assert_eq!(flock(&mut other, 1, WRITE), Ok(false), "{flags:o} {kind}");
+        // `flock -u 9` is one more process.
+        assert_eq!(first.lock(&message(1, UNLOCK, 79)).unwrap(), P9_LOCK_SUCCESS);
+        assert_eq!(flock(&mut other, 1, WRITE), Ok(true), "{flags:o} {kind}");
+        assert_eq!(flock(&mut other, 1, UNLOCK), Ok(true));
+        // And the shell ends without that.
+        assert_eq!(first.lock(&message(1, kind, 80)).unwrap(), P9_LOCK_SUCCESS);
+        close_a_copy(&mut first, 1, 80);
+        first.clunk(1).unwrap();
+        assert_eq!(flock(&mut other, 1, WRITE), Ok(true), "{flags:o} {kind}");
+    }
+}
+
+/// A process locks a file, opens it once more to read it, and closes that; or it shares a lock with itself.
+#[test]
+fn a_flock_is_of_its_own_descriptor() {
+    for proc_id in [7, u32::MAX] {
+        let (_dir, mut first, mut other) = two_guests();
+        open(&mut first, 1, O_RDWR);
+        open(&mut first, 2, O_RDWR);
+        open(&mut other, 1, O_RDWR);
+        assert_eq!(first.lock(&message(1, WRITE, proc_id)).unwrap(), P9_LOCK_SUCCESS);
+        close_a_copy(&mut first, 2, 7);
+        assert_eq!(flock(&mut other, 1, READ), Ok(false));
+        assert_eq!(first.lock(&message(1, READ, proc_id)).unwrap(), P9_LOCK_SUCCESS);
+        assert_eq!(first.lock(&message(2, READ, proc_id)).unwrap(), P9_LOCK_SUCCESS);
+        first.clunk(2).unwrap();
+        assert_eq!(flock(&mut other, 1, WRITE), Ok(false));
+        first.clunk(1).unwrap();
+        assert_eq!(flock(&mut other, 1, WRITE), Ok(true));
+    }
+}
+
+/// fcntl(2) on a descriptor that is open for both.
+#[test]
+fn a_record_lock_of_the_whole_file_is_let_go_of_as_asked() {
+    let (_dir, mut first, mut other) = two_guests();
+    open(&mut first, 1, O_RDWR);
+    open(&mut other, 1, O_RDWR);
+    assert_eq!(flock(&mut first, 1, WRITE), Ok(true));
+    close_a_copy(&mut first, 1, 1);
+    assert_eq!(flock(&mut other, 1, WRITE), Ok(true));
 }
 
 /// A thread with nothing but the rights of root as a user.
