@@ -16,6 +16,8 @@ mod changes;
 mod debian;
 #[path = "guest/errors.rs"]
 mod errors;
+#[path = "guest/flock.rs"]
+mod flock;
 #[path = "guest/many.rs"]
 mod many;
 #[path = "guest/monitor.rs"]

@@ -3,6 +3,7 @@
 //!
 //!     stress count FILE NAME HOW ROUNDS NAMES    raises the number in FILE under a lock, HOW being fcntl or
 //!                                                flock, until each of NAMES (comma-separated) did so ROUNDS times
+//!     stress flock HOW                           flock(2) on standard input, without waiting: exclusive, shared, unlock
 //!     stress append FILE NAME LINES              appends lines, each with one write
 //!     stress write FILE WRITER WRITERS           writes this writer's blocks, in every generation, and reads each back
 //!     stress scribble FILE WRITER WRITERS        the same with all blocks, which the other writers write too
@@ -36,6 +37,8 @@ const F_SETLKW: i32 = 7;
 const F_WRLCK: i16 = 1;
 const F_UNLCK: i16 = 2;
 const LOCK_EX: i32 = 2;
+const LOCK_SH: i32 = 1;
+const LOCK_NB: i32 = 4;
 const LOCK_UN: i32 = 8;
 
 /// `struct flock` of x86_64.
@@ -278,6 +281,18 @@ fn main() {
     let result = match args[..] {
         ["count", file, name, how, rounds, names] => {
             number(rounds).and_then(|rounds| count(file, name, how, rounds as usize, &names.split(',').collect::<Vec<_>>()))
+        }
+        ["flock", how] => {
+            let operation = match how {
+                "exclusive" => LOCK_EX | LOCK_NB,
+                "shared" => LOCK_SH | LOCK_NB,
+                _ => LOCK_UN,
+            };
+            // SAFETY: flock only looks at the descriptor, which is open.
+            match unsafe { flock(0, operation) } {
+                0 => Ok(()),
+                _ => Err(Error::last_os_error().to_string()),
+            }
         }
         ["append", file, name, lines] => number(lines).and_then(|lines| append(file, name, lines)),
         ["write", file, writer, writers] => {
